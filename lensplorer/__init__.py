@@ -1,0 +1,40 @@
+"""lensplorer: drive a language model one token at a time and see exactly why it says what it says.
+
+>>> import lensplorer as lp
+>>> trace = lp.run_trace(lp.load_model("storyworld"), "Once upon a time")
+>>> trace.token_texts[-1]
+' time'
+
+Importing this package is light: each public name is loaded from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+#: module → the public names in it
+_PUBLIC: dict[str, tuple[str, ...]] = {
+    "lensplorer.models": ("load_model", "model_info", "LensModel", "ModelInfo"),
+    "lensplorer.trace": ("run_trace", "Trace"),
+    "lensplorer.analyses.scores": ("token_scores", "next_token"),
+    "lensplorer.views": ("draw",),
+    "lensplorer.errors": ("LensplorerError",),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [*_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'lensplorer' has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

@@ -1,0 +1,110 @@
+"""What every analysis shares: the declaration of what it reads, and the making of its result.
+
+A result is an ``xarray.Dataset``: named dimensions, token text as coordinates, float32 on the CPU, and attrs that say which analysis of
+which model it is and where its definition comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from lensplorer.errors import AnalysisError, did_you_mean
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from lensplorer.trace import Trace
+
+#: Every analysis by name, in the order in which they were defined.
+REGISTRY: dict[str, Callable[..., Any]] = {}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def analysis(*, reads: Sequence[str], source: str) -> Callable[[F], F]:
+    """Register a function of a trace as an analysis.
+
+    Args:
+        reads: hook names or wildcards that it needs, e.g. ``"blocks.*.hook_resid_post"``; what a model does not have stands for nothing.
+        source: where its definition comes from, kept in each result's attrs.
+    """
+
+    def register(function: F) -> F:
+        function.reads = tuple(reads)  # type: ignore[attr-defined]
+        function.source = source  # type: ignore[attr-defined]
+        REGISTRY[function.__name__] = function
+        return function
+
+    return register
+
+
+def make_result(
+    trace: Trace,
+    function: Callable[..., Any],
+    variables: Mapping[str, tuple[Sequence[str], Any]],
+    coords: Mapping[str, Any] | None = None,
+    *,
+    units: Mapping[str, str] | None = None,
+    **attrs: Any,
+) -> xr.Dataset:
+    """The labelled result of an analysis.
+
+    Args:
+        trace: what it is a function of.
+        function: the analysis (gives the name and the source).
+        variables: name → (dimensions, values); tensors are detached to float32 on the CPU here, once.
+        coords: further coordinates. A ``position`` dimension of the prompt's length gets its index and a ``token`` coordinate by itself,
+            and so do ``query`` and ``source`` (``query_token``, ``source_token``).
+        units: variable → unit.
+        attrs: anything else a reader must know (target, completeness, method), as text or numbers, so that every file format can hold it.
+    """
+    import xarray as xr
+
+    info = trace.info
+    data = {name: (tuple(dims), to_numpy(values)) for name, (dims, values) in variables.items()}
+    labels: dict[str, Any] = dict(coords or {})
+    sizes = {dim: values.shape[axis] for dims, values in data.values() for axis, dim in enumerate(dims)}
+    for dim, label in (("position", "token"), ("query", "query_token"), ("source", "source_token")):
+        if sizes.get(dim) == len(trace) and dim not in labels:
+            labels[dim] = np.arange(len(trace))
+            labels[label] = (dim, np.array(trace.token_texts, dtype=object))
+    for dim in ("layer", "head", "rank", "neuron"):
+        if dim in sizes and dim not in labels:
+            labels[dim] = np.arange(sizes[dim]) + (1 if dim == "rank" else 0)
+    dataset = xr.Dataset(data, coords=labels)
+    for name, unit in (units or {}).items():
+        dataset[name].attrs["units"] = unit
+    dataset.attrs = {
+        "analysis": function.__name__,
+        "model": info.name,
+        "backend": info.backend,
+        "dtype": info.dtype,
+        "device": info.device,
+        "source": getattr(function, "source", ""),
+        "interventions": "; ".join(map(repr, trace.interventions)),
+        **attrs,
+    }
+    return dataset
+
+
+def to_numpy(values: Any) -> Any:
+    """Detached, on the CPU, float32 if floating; arrays and lists pass through as arrays."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach()
+        return (values.float() if values.is_floating_point() else values).cpu().numpy()
+    return np.asarray(values)
+
+
+def choose(name: str, value: str, choices: Sequence[str]) -> str:
+    """``value`` if it is one of ``choices``.
+
+    Raises:
+        AnalysisError: it is not; the message offers the nearest.
+    """
+    if value not in choices:
+        raise AnalysisError(f"Unknown {name} {value!r}.{did_you_mean(value, choices)}")
+    return value

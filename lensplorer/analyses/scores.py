@@ -1,0 +1,149 @@
+"""Scores of tokens, from the model's own logits.
+
+The model's prediction of the token at position i is softmax(z[i-1]). Everything about token i is read from that distribution; the first
+token has none and gets NaN. With a BOS token in front, that is BOS itself, and the first token of the text has a prediction.
+
+Definitions: probability p = softmax(z[i-1])[token i]; surprisal -log2 p (bits); rank 1 = most likely; entropy -Σ p ln p (nats), and the same
+over ln V (0..1); Helmholtz free energy -T logsumexp(z[i-1] / T) (Liu et al. 2020, "Energy-based Out-of-distribution Detection").
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lensplorer.analyses.base import analysis, make_result
+from lensplorer.errors import AnalysisError
+from lensplorer.tokens import token_texts
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from lensplorer.trace import Trace
+
+_CHUNK = 2**24  # logits at a time in float32: 64 MiB
+
+
+@analysis(reads=(), source="Liu et al. 2020 (energy); surprisal and entropy as in Shannon 1948")
+def token_scores(trace: Trace, *, temperature: float = 1.0) -> xr.Dataset:
+    """How well the model expected each token of the prompt.
+
+    >>> import lensplorer as lp
+    >>> scores = lp.token_scores(lp.run_trace(lp.load_model("storyworld"), "Once upon a time"))
+    >>> bool(scores.probability.isnull()[0]), float(scores.probability[1:].max()) <= 1
+    (True, True)
+
+    Args:
+        trace: any trace.
+        temperature: T of the free energy.
+
+    Returns:
+        (position): token_id; probability; surprisal, bits; rank, 1 = most likely of the whole vocabulary; entropy, nats;
+        normalised_entropy, 0..1; energy, nats. NaN at the first position, of which the model made no prediction. Ties share the better rank.
+
+    Raises:
+        AnalysisError: temperature is not above 0.
+
+    Cost: O(position · d_vocab), streamed; no forward pass.
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise AnalysisError(f"temperature must be above 0, got {temperature}.")
+    n, d_vocab = trace.logits.shape
+    scores = torch.full((5, n), torch.nan)
+    targets = trace.tokens.to(trace.logits.device)
+    step = max(1, _CHUNK // d_vocab)
+    for start in range(1, n, step):
+        stop = min(n, start + step)
+        z = trace.logits[start - 1 : stop - 1].detach().float()  # [chunk, d_vocab]
+        log_p = z.log_softmax(-1)
+        target = targets[start:stop, None]
+        target_z = z.gather(1, target)
+        scores[0, start:stop] = log_p.gather(1, target)[:, 0].cpu()
+        scores[1, start:stop] = (1 + (z > target_z).sum(-1)).float().cpu()
+        scores[2, start:stop] = torch.special.entr(log_p.exp()).sum(-1).cpu()
+        scores[3, start:stop] = (-temperature * torch.logsumexp(z / temperature, -1)).cpu()
+    log_p_token, rank, entropy, energy = scores[:4]
+    processed_elsewhere = getattr(trace.model, "lensplorer_info", None) is None
+    return make_result(
+        trace,
+        token_scores,
+        {
+            "token_id": (["position"], trace.tokens),
+            "probability": (["position"], log_p_token.exp()),
+            "surprisal": (["position"], -log_p_token / math.log(2)),
+            "rank": (["position"], rank),
+            "entropy": (["position"], entropy),
+            "normalised_entropy": (["position"], entropy / math.log(d_vocab)),
+            "energy": (["position"], energy),
+        },
+        units={"surprisal": "bits", "entropy": "nats", "energy": "nats"},
+        temperature=temperature,
+        gauge="logits as given: centred weights would shift the energy" if processed_elsewhere else "the model's own logits",
+    )
+
+
+@analysis(reads=(), source="softmax of the model's logits; z-score over the vocabulary")
+def next_token(trace: Trace, *, k: int = 30, position: int = -1, search: str | None = None) -> xr.Dataset:
+    """The model's most likely next tokens after a position.
+
+    >>> import lensplorer as lp
+    >>> candidates = lp.next_token(lp.run_trace(lp.load_model("storyworld"), "Once upon a"), k=3)
+    >>> list(candidates.rank.values), bool(candidates.probability[0] >= candidates.probability[1])
+    ([1, 2, 3], True)
+
+    Args:
+        trace: any trace.
+        k: how many at most.
+        position: the position whose prediction is read; -1 is the last.
+        search: keep only tokens whose text contains this, ignoring case; ``rank`` stays the rank in the whole vocabulary.
+
+    Returns:
+        (rank): token_id; token, exact text; logit; probability; z_score = (logit - mean) / standard deviation over the vocabulary.
+        attrs: position, total_probability of the rows.
+
+    Raises:
+        AnalysisError: k is below 1.
+        TraceError: the position is outside the prompt.
+
+    Cost: O(d_vocab) and a sort of it; no forward pass.
+    """
+    if k < 1:
+        raise AnalysisError(f"k must be at least 1, got {k}.")
+    position = trace.position(position)
+    z = trace.logits[position].detach().float()  # [d_vocab]
+    probability = z.softmax(-1)
+    if search:
+        order = torch.sort(z, descending=True, stable=True).indices.cpu()
+        texts = _vocabulary(trace.model.tokenizer, len(z))
+        matches = np.char.find(texts[order.numpy()], search.lower()) >= 0
+        ranks = np.flatnonzero(matches)[:k]
+        ids = order[torch.from_numpy(ranks)].to(z.device)
+    else:
+        ids = torch.topk(z, min(k, len(z))).indices
+        ranks = np.arange(len(ids))
+    return make_result(
+        trace,
+        next_token,
+        {
+            "token_id": (["rank"], ids),
+            "token": (["rank"], np.array(token_texts(trace.model.tokenizer, ids.tolist()), dtype=object)),
+            "logit": (["rank"], z[ids]),
+            "probability": (["rank"], probability[ids]),
+            "z_score": (["rank"], (z[ids] - z.mean()) / z.std(correction=0)),
+        },
+        {"rank": ranks + 1},
+        position=position,
+        total_probability=float(probability[ids].sum()),
+        search=search or "",
+    )
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(tokenizer: Any, d_vocab: int) -> np.ndarray:
+    """Lower-case text of every token, without the escapes of bytes and unknown ids, for searching. [d_vocab]"""
+    return np.array([re.sub("⟨.*?⟩", "", text.lower()) for text in token_texts(tokenizer, range(d_vocab))])

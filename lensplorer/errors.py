@@ -1,0 +1,69 @@
+"""Errors that a user can act on.
+
+Every message names the input, what was expected, and what would fit. The command line prints the message alone, the page shows it in
+the panel concerned, the HTTP API returns it as ``detail``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LensplorerError(Exception):
+    """Base of every error that lensplorer raises on purpose."""
+
+
+class ModelError(LensplorerError):
+    """A model cannot be found, loaded, or trusted to compute what Hugging Face computes."""
+
+
+class PromptError(LensplorerError):
+    """A prompt cannot be fed: empty, too long, an id outside the vocabulary, no chat template."""
+
+
+class TokenError(LensplorerError):
+    """A text that should be exactly one token is not."""
+
+
+class TraceError(LensplorerError):
+    """A trace lacks what an analysis needs: an activation, a gradient, a position."""
+
+
+class AnalysisError(LensplorerError):
+    """An analysis refuses: a bad option, or a number that cannot be right."""
+
+
+class ConfigError(LensplorerError):
+    """A configuration or input file cannot be read or has an unknown key."""
+
+
+class SessionError(LensplorerError):
+    """An action does not apply to the session as it is."""
+
+
+def nearest(name: str, choices: Iterable[str], *, n: int = 3) -> list[str]:
+    """The ``n`` choices that look most like ``name``, best first, ignoring case.
+
+    >>> nearest("gpt-2", ["gpt2", "llama", "gpt2-xl"])
+    ['gpt2', 'gpt2-xl']
+    """
+    by_lower = {choice.lower(): choice for choice in choices}
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=n, cutoff=0.5)]
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A sentence that offers the nearest choices, or lists all when few, or nothing.
+
+    >>> did_you_mean("hoked", ["auto", "hooked", "bridge"])
+    " Did you mean 'hooked'?"
+    >>> did_you_mean("x", ["auto", "bridge"])
+    " Choose from 'auto', 'bridge'."
+    """
+    choices = list(choices)
+    close = nearest(name, choices)
+    if close:
+        return " Did you mean " + " or ".join(repr(match) for match in close) + "?"
+    if 0 < len(choices) <= 12:
+        return " Choose from " + ", ".join(repr(choice) for choice in choices) + "."
+    return ""
