@@ -202,7 +202,7 @@ def _hook_names(model: Any) -> frozenset[str]:
 
 def hook_names(model: LensModel) -> frozenset[str]:
     """Every hook name of the model, under TransformerLens' names on both backends."""
-    return _hook_names(model)
+    return _hook_names(model)  # type: ignore[arg-type]
 
 
 def resolve_reads(model: LensModel, reads: Reads) -> frozenset[str]:

@@ -1,0 +1,50 @@
+"""Shared fixtures: tiny models of every architecture, loaded once per session through ``load_model`` itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test asks a hub for anything
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """architecture → folder of the tiny model in Hugging Face format, made on first use."""
+    made: dict[str, Any] = {}
+
+    def folder(name: str) -> Any:
+        if name not in made:
+            made[name] = tiny.save(name, tmp_path_factory.mktemp("models") / "tiny")
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Callable[[str], Any]) -> Callable[..., Any]:
+    """(architecture, **load_model options) → the loaded tiny model, shared: leave no hooks behind."""
+    from lensplorer.models import load_model
+
+    loaded: dict[Any, Any] = {}
+
+    def model(name: str, **options: Any) -> Any:
+        key = (name, *sorted(options.items()))
+        if key not in loaded:
+            loaded[key] = load_model(str(tiny_folder(name)), **options)
+        return loaded[key]
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def storyworld() -> Any:
+    """The built-in model."""
+    from lensplorer.models import load_model
+
+    return load_model("storyworld")
