@@ -1,0 +1,432 @@
+"""What a person is doing: prompts, branches, a cursor, undo. No page in it, and no model run until something is asked.
+
+The whole state is one immutable ``State``; every action makes the next one, so undo is a pointer and saving is writing it down. The model
+runs when ``trace()`` is called, through a ``TokenTree``: a step costs one token and going back costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lensplorer.errors import LensplorerError, PromptError, SessionError
+from lensplorer.models import LensModel, model_info
+from lensplorer.stepping import TokenTree
+from lensplorer.tokens import Prompt, token_texts
+from lensplorer.trace import Intervention, Reads, Trace, prompt_ids
+
+FORMAT_VERSION = 1
+MAX_PROMPTS = 9
+_MAX_UNDO = 1000
+
+
+@dataclass(frozen=True)
+class PromptState:
+    """One prompt of the list: the ids fed, and where they came from.
+
+    Attributes:
+        key: a number that stays with this prompt; its name on the page.
+        ids: the tokens fed, BOS included.
+        n_given: how many of them were given as the prompt; the rest is completion.
+        origin: the ids that ``reset`` returns to.
+        parent: the key of the prompt it was branched from, or None.
+        forked_at: how many tokens it shared with its parent when it was branched.
+    """
+
+    key: int
+    ids: tuple[int, ...]
+    n_given: int
+    origin: tuple[int, ...]
+    parent: int | None = None
+    forked_at: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that undo restores.
+
+    Attributes:
+        prompts: the list of prompts.
+        current: index of the one on screen.
+        cursor: position of the token cursor, or None for "the last token".
+    """
+
+    prompts: tuple[PromptState, ...]
+    current: int = 0
+    cursor: int | None = None
+
+    @property
+    def prompt(self) -> PromptState:
+        return self.prompts[self.current]
+
+
+class Session:
+    """A walk through a model's continuations.
+
+    >>> import lensplorer as lp
+    >>> session = lp.Session(lp.load_model("storyworld"))
+    >>> session.set_prompt("Once upon a")
+    >>> session.append(" time")
+    >>> session.text, session.branch(), session.pop(), session.undo(), session.text
+    ('Once upon a time', None, None, None, 'Once upon a time')
+
+    Args:
+        model: from ``load_model``.
+        prompt: the first prompt; None starts with the BOS token alone, or refuses to run until there is a prompt.
+        max_prompts: how many prompts the list may hold.
+        reads: what each trace caches (see ``run_trace``).
+        interventions: changes under which every trace runs.
+        max_bytes: bound of the activations kept for going back and forth.
+
+    Errors leave the session as it was.
+    """
+
+    def __init__(
+        self,
+        model: LensModel,
+        prompt: Prompt | None = None,
+        *,
+        max_prompts: int = MAX_PROMPTS,
+        reads: Reads = None,
+        interventions: Iterable[Intervention] = (),
+        max_bytes: int = 2 * 2**30,
+    ) -> None:
+        if max_prompts < 1:
+            raise SessionError(f"max_prompts must be at least 1, got {max_prompts}.")
+        self.model = model
+        self.max_prompts = max_prompts
+        self.tree = TokenTree(model, reads=reads, interventions=tuple(interventions), max_bytes=max_bytes)
+        ids = self._encode(prompt) if prompt is not None else ()
+        self.state = State((PromptState(0, ids, len(ids), ids),))
+        self._undo: list[State] = []
+        self._redo: list[State] = []
+
+    # -- what is -----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The tokens of the current prompt, as fed."""
+        return self.state.prompt.ids
+
+    @property
+    def token_texts(self) -> list[str]:
+        """Exact text of each token."""
+        return token_texts(self.model.tokenizer, self.ids)
+
+    @property
+    def text(self) -> str:
+        """The current prompt as text, without the BOS token in front."""
+        ids = list(self.ids)
+        if ids[:1] == [self.model.tokenizer.bos_token_id]:
+            ids = ids[1:]
+        return str(self.model.tokenizer.decode(ids))
+
+    @property
+    def position(self) -> int:
+        """Where the analyses look: the cursor, or the last token."""
+        return self.state.cursor if self.state.cursor is not None else len(self.ids) - 1
+
+    def trace(self) -> Trace:
+        """The trace of the current prompt, equal to a fresh run; only tokens not seen before are run.
+
+        Raises:
+            PromptError: the prompt is empty.
+        """
+        if not self.ids:
+            raise PromptError("The prompt is empty: give at least one token of text.")
+        return self.tree.trace(self.tree.extend(self.tree.root, self.ids))
+
+    # -- prompts -----------------------------------------------------------------------------------------------------------------
+
+    def set_prompt(self, prompt: Prompt) -> None:
+        """Put a new prompt (text, ids or chat messages) in place of the current one.
+
+        Raises:
+            PromptError: it is empty, too long, or cannot be encoded.
+        """
+        ids = self._encode(prompt)
+        self._change_prompt(ids=ids, n_given=len(ids), origin=ids)
+
+    def branch(self) -> None:
+        """Add a copy of the current prompt to the list and go to it.
+
+        Raises:
+            SessionError: the list is full.
+        """
+        state = self.state
+        if len(state.prompts) >= self.max_prompts:
+            raise SessionError(f"There are {len(state.prompts)} prompts, and {self.max_prompts} is the most: remove one first.")
+        source = state.prompt
+        copy = replace(source, key=max(p.key for p in state.prompts) + 1, parent=source.key, forked_at=len(source.ids))
+        at = state.current + 1
+        self._become(replace(state, prompts=(*state.prompts[:at], copy, *state.prompts[at:]), current=at))
+
+    def remove(self) -> None:
+        """Take the current prompt off the list.
+
+        Raises:
+            SessionError: it is the only one.
+        """
+        state = self.state
+        if len(state.prompts) == 1:
+            raise SessionError("This is the only prompt: it cannot be removed. Reset it, or set another text.")
+        prompts = state.prompts[: state.current] + state.prompts[state.current + 1 :]
+        self._become(State(prompts, min(state.current, len(prompts) - 1), None))
+
+    def next_prompt(self) -> None:
+        """Go to the next prompt of the list, round and round."""
+        self.go_to_prompt((self.state.current + 1) % len(self.state.prompts))
+
+    def previous_prompt(self) -> None:
+        """Go to the previous prompt of the list, round and round."""
+        self.go_to_prompt((self.state.current - 1) % len(self.state.prompts))
+
+    def go_to_prompt(self, index: int) -> None:
+        """Go to the prompt at ``index`` of the list."""
+        if not 0 <= index < len(self.state.prompts):
+            raise SessionError(f"There is no prompt {index}: expected 0 to {len(self.state.prompts) - 1}.")
+        if index != self.state.current:
+            self._become(replace(self.state, current=index, cursor=self._clipped(self.state.cursor, self.state.prompts[index])))
+
+    def reset(self) -> None:
+        """Return the current prompt to what it was when it was set."""
+        self._change_prompt(ids=self.state.prompt.origin, n_given=len(self.state.prompt.origin))
+
+    # -- tokens ------------------------------------------------------------------------------------------------------------------
+
+    def append(self, token: str | int | None = None) -> None:
+        """Append one token: an id, a text that is exactly one token, or None for the most likely one.
+
+        Raises:
+            TokenError: the text is not exactly one token, or the id is outside the vocabulary.
+            PromptError: the context is full.
+        """
+        from lensplorer.tokens import resolve_token
+
+        if token is None:
+            token = int(self.trace().logits[-1].argmax())
+        self._append([resolve_token(self.model.tokenizer, token, d_vocab=int(self.model.cfg.d_vocab))])
+
+    def append_text(self, text: str) -> None:
+        """Append all the tokens of ``text``, without a BOS token.
+
+        Raises:
+            PromptError: it is empty, or does not fit the context.
+        """
+        self._append(prompt_ids(self.model, text, prepend_bos=False))
+
+    def pop(self, n: int = 1) -> None:
+        """Take the last ``n`` tokens off. The first token always stays.
+
+        Raises:
+            SessionError: there are not so many.
+        """
+        if not 1 <= n < len(self.ids):
+            raise SessionError(f"{n} tokens cannot be taken off a prompt of {len(self.ids)}: the first one stays.")
+        ids = self.ids[:-n]
+        self._change_prompt(ids=ids, n_given=min(self.state.prompt.n_given, len(ids)))
+
+    def choose(self, position: int, token: str | int) -> None:
+        """Take another token at ``position``: what follows is cut off, on a branch when the list has room for one.
+
+        Raises:
+            TokenError, SessionError: as ``append``; the position is outside the prompt or its first token.
+        """
+        from lensplorer.tokens import resolve_token
+
+        if not 1 <= position < len(self.ids):
+            raise SessionError(f"Position {position} cannot be changed: expected 1 to {len(self.ids) - 1}.")
+        token_id = resolve_token(self.model.tokenizer, token, d_vocab=int(self.model.cfg.d_vocab))
+        kept = self.ids[:position]
+        if len(self.state.prompts) < self.max_prompts:
+            source, state = self.state.prompt, self.state
+            key = max(p.key for p in state.prompts) + 1
+            branch = replace(source, key=key, ids=(*kept, token_id), n_given=min(source.n_given, position), parent=source.key, forked_at=position)
+            at = state.current + 1
+            self._become(State((*state.prompts[:at], branch, *state.prompts[at:]), at, None))
+        else:
+            self._change_prompt(ids=(*kept, token_id), n_given=min(self.state.prompt.n_given, position))
+
+    # -- cursor ------------------------------------------------------------------------------------------------------------------
+
+    def move_cursor(self, by: int | None = None, *, to: int | None = None, words: int = 0) -> None:
+        """Move the token cursor ``by`` tokens, ``to`` a position (-1 is the last), or by ``words``; it stops at the ends.
+
+        Raises:
+            SessionError: nothing or more than one of the three is given, or ``to`` is outside the prompt.
+        """
+        n = len(self.ids)
+        if (by is not None) + (to is not None) + (words != 0) != 1:
+            raise SessionError("move_cursor takes one of: a number of tokens, to=position, words=number.")
+        if not n:
+            raise SessionError("There is no token to put the cursor on: the prompt is empty.")
+        if to is not None:
+            if not -n <= to < n:
+                raise SessionError(f"Position {to} is outside the prompt of {n} tokens.")
+            target = to % n
+        elif words:
+            target = self._word(self.position, words)
+        else:
+            target = self.position + (by or 0)
+        self.state = replace(self.state, cursor=max(0, min(n - 1, target)))
+
+    def hide_cursor(self) -> None:
+        """Switch the cursor off: the analyses look at the last token again."""
+        self.state = replace(self.state, cursor=None)
+
+    def _word(self, position: int, words: int) -> int:
+        texts = self.token_texts
+        starts = [i for i, text in enumerate(texts) if i == 0 or text[:1].isspace() or texts[i - 1][-1:].isspace()]
+        if words > 0:
+            later = [start for start in starts if start > position]
+            return later[min(words, len(later)) - 1] if later else len(texts) - 1
+        earlier = [start for start in reversed(starts) if start < position]
+        return earlier[min(-words, len(earlier)) - 1] if earlier else 0
+
+    # -- undo --------------------------------------------------------------------------------------------------------------------
+
+    def undo(self) -> None:
+        """Take the last change back.
+
+        Raises:
+            SessionError: there is none.
+        """
+        if not self._undo:
+            raise SessionError("There is nothing to undo.")
+        self._redo.append(self.state)
+        self.state = self._undo.pop()
+
+    def redo(self) -> None:
+        """Do the change again that was undone last.
+
+        Raises:
+            SessionError: there is none.
+        """
+        if not self._redo:
+            raise SessionError("There is nothing to redo.")
+        self._undo.append(self.state)
+        self.state = self._redo.pop()
+
+    # -- files -------------------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the session to one JSON file, atomically: a reader sees the old file or the new one.
+
+        Raises:
+            SessionError: the file cannot be written.
+        """
+        info = model_info(self.model)
+        content = {
+            "format": "lensplorer session",
+            "version": FORMAT_VERSION,
+            "model": {"name": info.name, "revision": info.revision, "d_vocab": int(self.model.cfg.d_vocab)},
+            "state": asdict(self.state),
+        }
+        write_atomically(Path(path), json.dumps(content, ensure_ascii=False, indent=1))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take up a saved session; the change can be undone.
+
+        Raises:
+            SessionError: the file cannot be read, is no session, or is of another model.
+        """
+        state = read_session(Path(path), self.model)
+        self._become(state)
+
+    # -- inside ------------------------------------------------------------------------------------------------------------------
+
+    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        return tuple(prompt_ids(self.model, prompt))
+
+    def _append(self, new: Sequence[int]) -> None:
+        self._check_fits(len(self.ids) + len(new))
+        self._change_prompt(ids=(*self.ids, *new))
+
+    def _check_fits(self, n: int) -> None:
+        info = model_info(self.model)
+        if n > info.n_ctx:
+            raise PromptError(f"That would be {n} tokens, and the context of {info.name!r} is {info.n_ctx}.")
+
+    def _change_prompt(self, **changes: Any) -> None:
+        state = self.state
+        prompt = replace(state.prompt, **changes)
+        prompts = (*state.prompts[: state.current], prompt, *state.prompts[state.current + 1 :])
+        self._become(State(prompts, state.current, self._clipped(state.cursor, prompt)))
+
+    def _become(self, state: State) -> None:
+        if state == self.state:
+            return
+        self._undo.append(self.state)
+        del self._undo[:-_MAX_UNDO]
+        self._redo.clear()
+        self.state = state
+
+    @staticmethod
+    def _clipped(cursor: int | None, prompt: PromptState) -> int | None:
+        return None if cursor is None or not prompt.ids else min(cursor, len(prompt.ids) - 1)
+
+
+def read_session(path: Path, model: LensModel) -> State:
+    """The state in a session file, checked against ``model``.
+
+    Raises:
+        SessionError: the file cannot be read, is no session, or is of another model.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SessionError(f"The session file {str(path)!r} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise SessionError(f"{str(path)!r} is not a session file: it is not valid JSON ({error}).") from error
+    if not isinstance(content, dict) or content.get("format") != "lensplorer session":
+        raise SessionError(f"{str(path)!r} is not a session file of lensplorer.")
+    if content.get("version") != FORMAT_VERSION:
+        raise SessionError(f"{str(path)!r} has format version {content.get('version')}; this lensplorer reads version {FORMAT_VERSION}.")
+    try:
+        saved = content["model"]
+        if saved["d_vocab"] != int(model.cfg.d_vocab) or saved["name"] != model_info(model).name:
+            raise SessionError(f"The session is of model {saved['name']!r}, and the model loaded is {model_info(model).name!r}: load that one first.")
+        state = _parse_state(content["state"])
+        for prompt in state.prompts:
+            for token_id in (*prompt.ids, *prompt.origin):
+                if not 0 <= token_id < saved["d_vocab"]:
+                    raise SessionError(f"The session has token id {token_id}, outside the vocabulary of {saved['d_vocab']}.")
+    except LensplorerError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise SessionError(f"The session file {str(path)!r} is damaged: {type(error).__name__} {error}.") from error
+    return state
+
+
+def _parse_state(saved: dict[str, Any]) -> State:
+    prompts = tuple(
+        PromptState(**{**prompt, "ids": tuple(map(int, prompt["ids"])), "origin": tuple(map(int, prompt["origin"]))}) for prompt in saved["prompts"]
+    )
+    state = State(prompts, int(saved["current"]), None if saved["cursor"] is None else int(saved["cursor"]))
+    _ = state.prompt  # an index out of range is damage
+    return state
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that no half-written file is ever seen under its name.
+
+    Raises:
+        SessionError: the folder is missing or cannot be written, or the disk is full.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise SessionError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
