@@ -24,7 +24,8 @@ from lensplorer.tokens import Prompt, encode_prompt, resolve_token, token_texts
 Hook = tuple[str, Callable[[torch.Tensor, Any], torch.Tensor]]
 
 #: Not cached unless named: the scores are the pattern's logarithm up to a constant per row, and as large.
-_LEFT_OUT = ("*.hook_attn_scores", "*.attn.hook_rot_*")
+#: The others are switched off in the model unless somebody pays for them (``set_use_attn_result`` and its like).
+_LEFT_OUT = ("*.hook_attn_scores", "*.hook_rot_*", "*.hook_result", "*.hook_[qkv]_input", "*.hook_attn_in", "*.hook_mlp_in")
 
 EMBEDDING_HOOK = "hook_embed"
 

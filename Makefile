@@ -1,0 +1,58 @@
+# make explore: install, then the dashboard on the built-in model.   make test: install, a browser included, then all tests.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+export PIP_CONSTRAINT := constraints.txt
+
+.PHONY: explore test check pytest bench install install-test browser screenshots storyworld clean
+
+explore: install
+	$(BIN)/lensplorer explore $(ARGS)
+
+test: install-test browser check pytest
+
+check:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+pytest:
+	$(BIN)/python -m pytest
+
+bench: install-test
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python -W ignore $$file || exit 1; done
+
+screenshots: install-test browser
+	$(BIN)/python -m tests.ui.screenshots images
+
+storyworld: install-test
+	$(BIN)/python -m lensplorer.storyworld.train
+
+install: .venv/.installed
+install-test: .venv/.installed-test
+
+.venv/.installed: .venv/.made pyproject.toml constraints.txt
+	$(PIP) install --quiet --editable ".[all]"
+	@touch $@
+
+.venv/.installed-test: .venv/.made pyproject.toml constraints.txt
+	$(PIP) install --quiet --editable ".[test]"
+	@touch $@ .venv/.installed
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lensplorer needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; $(MAKE) --no-print-directory apt PACKAGES=python3-venv && $(PYTHON) -m venv .venv; }
+	@touch $@
+
+# A browser for the tests: the one there is, else Debian's. Without one the browser tests are skipped, loudly; with CI=true they fail.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| $(MAKE) --no-print-directory apt PACKAGES="chromium fonts-dejavu-core fonts-noto-color-emoji" \
+	|| echo "WARNING: no Chromium here and none could be installed: the browser tests will be skipped."
+
+.PHONY: apt
+apt:
+	@command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(PACKAGES) >/dev/null
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
