@@ -108,3 +108,34 @@ def choose(name: str, value: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise AnalysisError(f"Unknown {name} {value!r}.{did_you_mean(value, choices)}")
     return value
+
+
+def check_finite(trace: Trace) -> None:
+    """Refuse a trace whose residual stream or logits hold NaN or infinity.
+
+    Whatever of the stream was read is looked at in the order in which the model computed it.
+
+    Raises:
+        AnalysisError: naming the first layer and position where they appear.
+    """
+    names = [name for layer in range(trace.n_layers) for name in (f"blocks.{layer}.hook_{part}" for part in _STREAM)]
+    for name in names:
+        if name in trace:
+            _check_finite(trace, trace[name], name, f" (block {name.split('.')[1]} of 0 to {trace.n_layers - 1})")
+    _check_finite(trace, trace.logits, "the logits", "; the residual stream, as far as it was read, is finite")
+
+
+_STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+
+def _check_finite(trace: Trace, value: torch.Tensor, name: str, where: str) -> None:
+    value = value.detach()
+    if bool(value.sum(dtype=torch.float64 if value.dtype == torch.float64 else torch.float32).isfinite()):  # one pass; finite only if all are
+        return
+    finite = value.isfinite()
+    if bool(finite.all()):
+        return
+    position = int((~finite).reshape(len(finite), -1).any(-1).nonzero()[0])
+    kind = "NaN" if bool(value.isnan().any()) else "Infinite"
+    remedy = " float16 overflows in some models: load with dtype='float32' or 'bfloat16'." if trace.info.dtype == "float16" else ""
+    raise AnalysisError(f"{kind} activations first appear at {name}{where}, position {position} ({trace.token_texts[position]!r}).{remedy}")
