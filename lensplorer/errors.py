@@ -34,8 +34,16 @@ class AnalysisError(LensplorerError):
     """An analysis refuses: a bad option, or a number that cannot be right."""
 
 
+class SAEError(LensplorerError):
+    """An SAE or transcoder cannot be found or loaded, or does not fit the model and prompt it is used on."""
+
+
 class ConfigError(LensplorerError):
     """A configuration or input file cannot be read or has an unknown key."""
+
+
+class SamplingError(LensplorerError):
+    """Decoding parameters or a constraint cannot be used: out of range, invalid, or admitting no token here."""
 
 
 class SessionError(LensplorerError):

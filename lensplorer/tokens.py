@@ -60,6 +60,16 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
     return [token_text(tokenizer, token_id) for token_id in token_ids]
 
 
+def token_bytes(tokenizer: Any, token_id: int) -> bytes:
+    """The bytes that one token adds to the text; none for a special token or an id that the tokenizer does not know."""
+    piece = tokenizer.convert_ids_to_tokens(int(token_id))
+    if piece is None or int(token_id) in tokenizer.all_special_ids:
+        return b""
+    if int(token_id) in tokenizer.added_tokens_decoder:
+        return str(piece).encode("utf-8")
+    return _piece_bytes(tokenizer, piece)
+
+
 def _piece_bytes(tokenizer: Any, piece: str) -> bytes:
     byte = _BYTE_PIECE.fullmatch(piece)
     if byte:

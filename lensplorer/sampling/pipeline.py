@@ -1,0 +1,245 @@
+"""From logits to one token, with nothing hidden in between.
+
+The stages, in order: repetition penalty; frequency and presence penalties; temperature; constraint mask; top-k; top-p; min-p; for greedy
+decoding, the most likely token alone; then softmax and the choice. A stage that changes nothing is not run.
+
+Which tokens a penalty counts. *Repetition* (Keskar et al. 2019, CTRL) counts every token before this one, the prompt and its BOS included, each
+once: that is what transformers does, and what a value copied from elsewhere was tuned under. *Frequency* and *presence* count the completion
+alone, as OpenAI defines them ("how often that token was sampled"): z[j] - count[j] · frequency - (count[j] > 0) · presence, in that order
+of subtraction, which float arithmetic can tell apart from the other.
+
+Repetition, temperature, top-k and min-p are transformers' own processors. Top-p gives what transformers' gives, from a sort of the values
+alone: theirs sorts indices along with a vocabulary of 150,000, which takes as long as a step of a small model. Theirs leaves open which of
+several exactly equal logits at the boundary stay, since its sort is unstable; here the lowest ids stay, as in greedy decoding.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from lensplorer.errors import SamplingError
+from lensplorer.sampling.params import DecodingParams
+
+#: Every stage, in order; ``"base"`` is the model's own distribution.
+STAGES = ("base", "repetition", "frequency", "presence", "temperature", "constraint", "top_k", "top_p", "min_p", "greedy")
+
+#: Those that exclude tokens; the ones before them reshape.
+EXCLUDING = STAGES[STAGES.index("constraint") :]
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """What each stage made of the logits.
+
+    Attributes:
+        scores: stage → logits after it, for ``"base"`` and the stages that ran. [d_vocab] each, float32, CPU
+        allowed: which tokens the constraint admits, or None without a constraint. [d_vocab], bool
+        p_final: the distribution that the token is chosen from. [d_vocab]
+    """
+
+    scores: dict[str, torch.Tensor]
+    allowed: torch.Tensor | None
+    p_final: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "p_final", self.final.softmax(-1))
+
+    @property
+    def final(self) -> torch.Tensor:
+        """Logits after the last stage, -inf where excluded. [d_vocab]"""
+        return next(reversed(self.scores.values()))
+
+    @property
+    def p_base(self) -> torch.Tensor:
+        """The model's own distribution. [d_vocab]"""
+        return self.scores["base"].softmax(-1)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one stage did to the whole distribution.
+
+    Attributes:
+        stage: its name.
+        active: whether it ran.
+        n_kept: tokens with a probability after it.
+        mass_removed: what it excluded, as a share of the distribution after penalties and temperature. These shares and the mass of what
+            is kept in the end add up to 1.
+        mass_moved: total variation distance between the distributions before and after it.
+        kl: KL(after ‖ before), nats.
+    """
+
+    stage: str
+    active: bool
+    n_kept: int
+    mass_removed: float
+    mass_moved: float
+    kl: float
+
+
+def run_stages(
+    logits: torch.Tensor,
+    *,
+    params: DecodingParams,
+    history: Sequence[int] = (),
+    n_prompt: int | None = None,
+    allowed: np.ndarray | torch.Tensor | None = None,
+) -> Stages:
+    """Run the logits of one position through every stage.
+
+    >>> stages = run_stages(torch.tensor([2.0, 1.0, -1.0]), params=DecodingParams(temperature=1.0, top_k=2, top_p=1.0))
+    >>> [name for name in stages.scores], bool(stages.p_final[2] == 0)
+    (['base', 'top_k'], True)
+
+    Args:
+        logits: the model's logits at one position; -inf marks a token that cannot be. [d_vocab]
+        params: the knobs.
+        history: ids of every token before the one to choose.
+        n_prompt: how many of ``history`` are prompt; None: all of them.
+        allowed: which tokens a constraint admits here. [d_vocab], bool
+
+    Raises:
+        SamplingError: the logits are NaN or +inf, or no token is left.
+
+    Cost: O(d_vocab log d_vocab) with top-p, else O(d_vocab); about 3 ms for 150,000 tokens.
+    """
+    if logits.ndim != 1:
+        raise SamplingError(f"The logits of one position have shape [d_vocab], got {list(logits.shape)}.")
+    if allowed is not None and len(allowed) != len(logits):
+        raise SamplingError(f"The constraint mask is of {len(allowed)} tokens, and the logits of {len(logits)}.")
+    history = list(history)
+    completion = [] if n_prompt is None else history[n_prompt:]
+    mask = None if allowed is None else torch.as_tensor(allowed, dtype=torch.bool)
+    z = logits.detach().float().cpu()[None]  # [1, d_vocab]
+    _check(z, "The model's logits")
+    scores = {"base": z}
+    for stage, run in _active_stages(params, history, completion, mask).items():
+        z = run(z)
+        _check(z, f"After the stage {stage!r} the logits")
+        scores[stage] = z
+    return Stages({stage: z[0] for stage, z in scores.items()}, mask)
+
+
+def _active_stages(
+    params: DecodingParams, history: list[int], completion: list[int], mask: torch.Tensor | None
+) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """The stages that change something, each a function [1, d_vocab] → [1, d_vocab]."""
+    from transformers.generation import logits_process as theirs
+
+    ids = torch.tensor([history], dtype=torch.long)
+    stages: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+    if params.repetition_penalty != 1 and history:
+        repetition = theirs.RepetitionPenaltyLogitsProcessor(params.repetition_penalty)
+        stages["repetition"] = lambda z: repetition(ids, z)
+    counts = Counter(completion)
+    said, times = torch.tensor(list(counts), dtype=torch.long), torch.tensor(list(counts.values()), dtype=torch.float32)
+    if params.frequency_penalty and counts:
+        stages["frequency"] = lambda z: z.index_add(1, said, times[None] * params.frequency_penalty, alpha=-1)
+    if params.presence_penalty and counts:
+        stages["presence"] = lambda z: z.index_add(1, said, torch.full_like(times[None], params.presence_penalty), alpha=-1)
+    if not params.is_greedy and params.temperature != 1:
+        temperature = theirs.TemperatureLogitsWarper(params.temperature)
+        stages["temperature"] = lambda z: temperature(ids, z)
+    if mask is not None:
+        stages["constraint"] = lambda z: z.masked_fill(~mask, -torch.inf)
+    if params.top_k:
+        top_k = theirs.TopKLogitsWarper(params.top_k)
+        stages["top_k"] = lambda z: top_k(ids, z)
+    if params.top_p < 1:
+        stages["top_p"] = lambda z: _top_p(z, params.top_p)
+    if params.min_p:
+        min_p = theirs.MinPLogitsWarper(params.min_p)
+        stages["min_p"] = lambda z: min_p(ids, z)
+    if params.is_greedy:
+        stages["greedy"] = _most_likely
+    return stages
+
+
+def _check(z: torch.Tensor, what: str) -> None:
+    top = float(z.max())  # NaN if any is
+    if top == -np.inf:
+        raise SamplingError(f"{what} admit no token here: every one is excluded.")
+    if not np.isfinite(top):
+        raise SamplingError(f"{what} hold {'NaN' if np.isnan(top) else 'infinity'}: no distribution can be made of them.")
+
+
+def _top_p(z: torch.Tensor, top_p: float) -> torch.Tensor:
+    ascending = torch.from_numpy(np.sort(z.numpy(), axis=-1))  # values alone: thirty times faster than with indices
+    n_removed = int((ascending.softmax(-1).cumsum(-1) <= 1 - top_p).sum())
+    n_removed = min(n_removed, z.shape[1] - 1)  # one token always stays
+    boundary = ascending[0, n_removed]
+    keep = z > boundary
+    tied = torch.nonzero(z[0] == boundary)[:, 0]
+    keep[0, tied[: z.shape[1] - n_removed - int(keep.sum())]] = True
+    return z.masked_fill(~keep, -torch.inf)
+
+
+def _most_likely(z: torch.Tensor) -> torch.Tensor:
+    token = int(np.argmax(z.numpy()[0]))  # numpy promises the first of equals
+    only = torch.full_like(z, -torch.inf)
+    only[0, token] = z[0, token]
+    return only
+
+
+def pick(p: torch.Tensor, draw: float) -> int:
+    """The token whose share of [0, 1), in the order of ids, holds ``draw``.
+
+    >>> [pick(torch.tensor([0.25, 0.0, 0.75]), draw) for draw in (0.0, 0.24, 0.25, 0.99)]
+    [0, 0, 2, 2]
+    """
+    values = p.numpy()
+    kept = np.flatnonzero(values)
+    edges = np.cumsum(values[kept], dtype=np.float64)
+    return int(kept[np.searchsorted(edges[:-1], draw * edges[-1], side="right")])
+
+
+def draw_for(seed: int | None, branch: int, position: int) -> float:
+    """A number in [0, 1) for one token: the same for the same three, and unrelated for others.
+
+    Nothing is consumed, so undoing, redoing and other branches cannot disturb it. Without a seed it is fresh each time.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(branch, position))
+    return float(sequence.generate_state(1, np.uint64)[0] >> np.uint64(11)) * 2.0**-53
+
+
+def summarise(stages: Stages) -> list[Summary]:
+    """What each stage did, in the order of ``STAGES``; those that did not run changed nothing.
+
+    Cost: O(d_vocab) for each stage that ran.
+    """
+    summaries = []
+    before = stages.scores["base"].log_softmax(-1)
+    n_before = int((before > -torch.inf).sum())
+    shaped = _shaped(stages).double().softmax(-1)
+    left = 1.0
+    for stage in STAGES:
+        if stage not in stages.scores or stage == "base":
+            summaries.append(Summary(stage, stage == "base", n_before, 0.0, 0.0, 0.0))
+            continue
+        after = stages.scores[stage].log_softmax(-1)
+        kept = after > -torch.inf
+        n_kept = int(kept.sum())
+        p, change = after.exp(), (after - before).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        kl = max(0.0, float((p * change).sum(dtype=torch.float64)))
+        moved = float((before.exp() - p).clamp_(min=0).sum(dtype=torch.float64))
+        removed = 0.0
+        if stage in EXCLUDING:
+            now = float(shaped[kept].sum())
+            removed, left = left - now, now
+        summaries.append(Summary(stage, True, n_kept, removed, moved, kl))
+        before, n_before = after, n_kept
+    return summaries
+
+
+def mass_kept(stages: Stages) -> float:
+    """The share of the distribution after penalties and temperature that the excluding stages leave."""
+    return float(_shaped(stages).double().softmax(-1)[stages.final > -torch.inf].sum())
+
+
+def _shaped(stages: Stages) -> torch.Tensor:
+    return next(z for stage, z in reversed(stages.scores.items()) if stage not in EXCLUDING)
