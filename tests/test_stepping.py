@@ -1,0 +1,367 @@
+"""A stepped trace is the fresh trace, whatever way led to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from lensplorer.errors import PromptError
+from lensplorer.models import model_info
+from lensplorer.stepping import Node, TokenTree, bytes_per_token
+from lensplorer.trace import Hook, Trace, run_trace
+from tests import tiny
+
+TOLERANCE = 1e-5
+LONG = [(7 * i) % 300 + 4 for i in range(40)]
+
+_fast = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None, derandomize=True, phases=[Phase.generate])
+
+
+def assert_same(stepped: Trace, fresh: Trace) -> None:
+    """Every activation and the logits, relative to their largest value where that is above one (tiny random models reach hundreds)."""
+    assert stepped.tokens.tolist() == fresh.tokens.tolist()
+    assert stepped.token_texts == fresh.token_texts
+    assert set(stepped.cache.cache_dict) == set(fresh.cache.cache_dict)
+    pairs = {"logits": (stepped.logits, fresh.logits), **{name: (stepped[name], fresh[name]) for name in fresh.cache.cache_dict}}
+    for name, (a, b) in pairs.items():
+        assert a.shape == b.shape, name
+        assert a.dtype == b.dtype, name
+        finite = torch.isfinite(b)
+        assert torch.equal(torch.isfinite(a), finite), name
+        a, b = a[finite].double(), b[finite].double()
+        worst = float((a - b).abs().max() / b.abs().max().clamp_min(1)) if len(a) else 0.0
+        assert worst <= TOLERANCE, (name, worst)
+
+
+class Walk:
+    """A tree beside the plain list of tokens that it should stand for."""
+
+    def __init__(self, tree: TokenTree) -> None:
+        self.tree, self.node, self.ids, self.seen = tree, tree.root, [], [tree.root]
+
+    def do(self, action: str, number: int, tokens: list[int]) -> None:
+        if action == "append":
+            self._extend(tokens[:1])
+        elif action == "chunk":
+            self._extend(tokens)
+        elif action == "pop":
+            self._cut(len(self.ids) - 1)
+        elif action == "branch":  # go back, and on by another way
+            self._cut(number % (len(self.ids) + 1))
+            self._extend(tokens[:2])
+        elif action == "edit":  # another token in the middle, the rest again
+            if self.ids:
+                at = number % len(self.ids)
+                rest = self.ids[at + 1 :]
+                self._cut(at)
+                self._extend([tokens[0], *rest])
+        elif action == "jump":
+            self.node = self.seen[number % len(self.seen)]
+            self.ids = self.tree.path(self.node)
+
+    def _extend(self, tokens: list[int]) -> None:
+        tokens = tokens[: tiny.N_CTX - len(self.ids)]
+        self.node = self.tree.extend(self.node, tokens)
+        self.ids = self.ids + tokens
+        self.seen.append(self.node)
+
+    def _cut(self, length: int) -> None:
+        self.node = self.tree.ancestor(self.node, max(0, length))
+        self.ids = self.ids[: max(0, length)]
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["append", "append", "chunk", "pop", "branch", "edit", "jump"]),
+        st.integers(0, 63),
+        st.lists(st.integers(0, tiny.D_VOCAB - 1), min_size=1, max_size=12),
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_random_walk(architecture: str, tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(architecture)
+
+    @settings(_fast, max_examples=4)
+    @given(steps)
+    def walk(actions: list[tuple[str, int, list[int]]]) -> None:
+        taken = Walk(TokenTree(model))
+        taken.do("chunk", 0, LONG[:11])  # past the tiny models' sliding windows of 8
+        for action in actions:
+            taken.do(*action)
+            assert taken.tree.path(taken.node) == taken.ids
+        if taken.ids:
+            assert_same(taken.tree.trace(taken.node), run_trace(model, taken.ids))
+            assert torch.equal(taken.tree.logits(taken.node), taken.tree.trace(taken.node).logits[-1])
+
+    walk()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "opt", "gemma3"])
+def test_one_token_at_a_time_to_the_end_of_the_context(architecture: str, tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(architecture)
+    tree = TokenTree(model)
+    node = tree.root
+    ids = (LONG * 2)[: tiny.N_CTX]
+    for token_id in ids:
+        node = tree.extend(node, token_id)
+    assert tree.n_runs == tiny.N_CTX
+    assert_same(tree.trace(node), run_trace(model, ids))
+    with pytest.raises(PromptError, match=r"64 tokens and 1 more are 65, and the context of .* is 64"):
+        tree.extend(node, 5)
+    assert tree.n_runs == tiny.N_CTX
+    assert not node.children
+
+
+def test_only_new_tokens_run(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2")
+    ran: list[int] = []
+    run = model.run_with_cache
+    monkeypatch.setattr(model, "run_with_cache", lambda tokens, **options: (ran.append(tokens.shape[1]), run(tokens, **options))[1])
+    tree = TokenTree(model)
+    a = tree.extend(tree.root, LONG[:20])
+    b = tree.extend(a, 5)
+    other = tree.extend(tree.ancestor(b, 10), [6, 7, 8])
+    assert tree.extend(tree.root, [*LONG[:20], 5]) is b
+    assert tree.extend(tree.root, [*LONG[:10], 6, 7, 8, 9]).parent is other
+    assert ran == [20, 1, 3, 1]
+    for node in (a, b, other):
+        tree.trace(node).logits
+        tree.window(node)
+    assert ran == [20, 1, 3, 1]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom", "gemma3"])
+def test_reads_named_one_by_one(architecture: str, tiny_model: Callable[..., Any]) -> None:
+    """The rotated keys of all positions, and scores before the softmax (of bloom up to a constant a row, which is left out)."""
+    model = tiny_model(architecture)
+    reads = ["blocks.1.hook_resid_post", "blocks.*.attn.hook_rot_*", "blocks.0.attn.hook_k"]
+    if architecture == "llama":
+        reads.append("blocks.*.attn.hook_attn_scores")
+    tree = TokenTree(model, reads=reads)
+    node = tree.extend(tree.extend(tree.extend(tree.root, LONG[:9]), 5), LONG[10:14])
+    assert_same(tree.trace(node), run_trace(model, tree.path(node), reads=reads))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3", "gemma3"])
+def test_window_is_the_end_of_the_trace(architecture: str, tiny_model: Callable[..., Any]) -> None:
+    tree = TokenTree(tiny_model(architecture))
+    node = tree.root
+    for token_id in LONG[:12]:
+        node = tree.extend(node, token_id)
+    whole, end = tree.trace(node), tree.window(node, last=5)
+    assert end.token_texts == whole.token_texts[-5:]
+    assert torch.equal(end.logits, whole.logits[-5:])
+    for name in whole.cache.cache_dict:
+        axis = 1 if name.endswith("hook_pattern") or end[name].shape[0] != 5 else 0
+        assert torch.equal(end[name], whole[name].narrow(axis, 7, 5)), name
+    with pytest.raises(PromptError, match="1 to 12"):
+        tree.window(node, last=13)
+
+
+def test_trace_stays_what_it_was(tiny_model: Callable[..., Any]) -> None:
+    """Nothing that is done to the tree later shows in a trace taken before."""
+    model = tiny_model("gpt2")
+    tree = TokenTree(model)
+    before = tree.extend(tree.root, LONG[:9])
+    node = tree.extend(before, 5)
+    trace, fresh = tree.trace(node), run_trace(model, tree.path(node))
+    tree.forget(node)
+    for token_id in (6, 7):
+        tree.extend(tree.extend(before, token_id), LONG[:20])
+    tree.forget(tree.root)
+    assert_same(trace, fresh)
+
+
+class Zero:
+    """Zero one activation at the absolute positions given."""
+
+    def __init__(self, name: str, positions: set[int]) -> None:
+        self.name, self.positions = name, positions
+
+    def hooks(self, model: Any, positions: range) -> list[Hook]:
+        rows = [row for row, position in enumerate(positions) if position in self.positions]
+
+        def zero(value: torch.Tensor, hook: Any) -> torch.Tensor:
+            value = value.clone()
+            value[:, rows] = 0
+            return value
+
+        return [(self.name, zero)] if rows else []
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2"])
+def test_interventions(architecture: str, tiny_model: Callable[..., Any]) -> None:
+    """Some apply to some runs only, which also separates tensors that elsewhere are one."""
+    model = tiny_model(architecture)
+    changes = (Zero("blocks.1.hook_resid_pre", {3, 11}), Zero("blocks.0.attn.hook_z", {10}))
+    tree = TokenTree(model, interventions=changes)
+    node = tree.extend(tree.root, LONG[:9])
+    for token_id in LONG[9:14]:
+        node = tree.extend(node, token_id)
+    assert_same(tree.trace(node), run_trace(model, tree.path(node), interventions=changes))
+    assert not torch.allclose(tree.trace(node).logits, run_trace(model, tree.path(node)).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2"])
+def test_interrupted_run_leaves_the_tree_as_it_was(architecture: str, error: type[BaseException], tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(architecture)
+
+    class Break:
+        armed = False
+
+        def hooks(self, model: Any, positions: range) -> list[Hook]:
+            return [("blocks.1.hook_mlp_out", self.fail)] if self.armed else []
+
+        def fail(self, value: torch.Tensor, hook: Any) -> torch.Tensor:
+            raise error("in the middle")
+
+    trouble = Break()
+    tree = TokenTree(model, interventions=[trouble])
+    node = tree.extend(tree.extend(tree.root, LONG[:9]), 5)
+    side = tree.extend(tree.ancestor(node, 4), LONG[:3])
+    before, n_runs, n_bytes = str(tree), tree.n_runs, tree.n_bytes
+    trouble.armed = True
+    for start in (node, side, tree.root):
+        for ids in ([8], LONG[20:30]):
+            with pytest.raises(error, match="in the middle"):
+                tree.extend(start, ids)
+    assert (str(tree), tree.n_runs, not node.children, not side.children, list(tree.root.children)) == (before, n_runs, True, True, LONG[:1])
+    assert tree.n_bytes <= n_bytes + model.cfg.n_layers * 2 * 64 * 32 * 4  # at most room in the working cache
+    trouble.armed = False
+    assert_same(tree.trace(node), run_trace(model, tree.path(node)))
+    after = tree.extend(node, LONG[:5])
+    assert_same(tree.trace(after), run_trace(model, tree.path(after)))
+    after = tree.extend(side, LONG[:5])
+    assert_same(tree.trace(after), run_trace(model, tree.path(after)))
+
+
+def test_bad_input_is_refused_before_running(tiny_model: Callable[..., Any]) -> None:
+    tree = TokenTree(tiny_model("gpt2"))
+    for ids in ([-1], [5, tiny.D_VOCAB]):
+        with pytest.raises(PromptError, match="outside the vocabulary: expected 0 to 319"):
+            tree.extend(tree.root, ids)
+    with pytest.raises(PromptError, match="0 tokens and 65 more are 65"):
+        tree.extend(tree.root, [5] * 65)
+    with pytest.raises(PromptError, match="empty"):
+        tree.trace(tree.root)
+    with pytest.raises(PromptError, match="another tree"):
+        tree.extend(TokenTree(tree.model).root, 5)
+    assert (tree.n_runs, tree.n_bytes, tree.root.children) == (0, 0, {})
+    assert tree.extend(tree.root, []) is tree.root
+
+
+def test_bytes_are_bounded_and_dropped_branches_come_back(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("qwen2")
+    bound = 40 * bytes_per_token(model, length=30)
+    tree = TokenTree(model, max_bytes=bound)
+    stem = tree.extend(tree.root, LONG[:10])
+    leaves: list[Node] = []
+    most = 0
+    for i in range(12):
+        leaves.append(tree.extend(stem, [100 + i, *LONG[:6]]))
+        leaves[-1].results["view"] = torch.zeros(1000)
+        most = max(most, tree.n_bytes)
+    assert bound / 3 < most <= 1.1 * bound
+    n_runs = tree.n_runs
+    tree.trace(leaves[-1]), tree.trace(stem)
+    assert tree.n_runs == n_runs  # the newest is there still
+    assert "view" in leaves[-1].results and "view" not in leaves[0].results  # results go with their node
+    assert_same(tree.trace(leaves[0]), run_trace(model, tree.path(leaves[0])))
+    assert tree.n_runs == n_runs + 1  # the branch alone, not its stem
+    assert tree.n_bytes <= 1.1 * bound
+    after = tree.extend(leaves[1], 7)
+    assert_same(tree.trace(after), run_trace(model, tree.path(after)))
+
+
+def test_oldest_untouched_goes_first(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("gpt2")
+    tree = TokenTree(model)
+    a, b = tree.extend(tree.root, LONG[:10]), tree.extend(tree.root, LONG[10:20])
+    tree.trace(a)  # now b is the older
+    tree.max_bytes = tree.n_bytes - 1
+    c = tree.extend(tree.root, 5)
+    n_runs = tree.n_runs
+    tree.trace(a), tree.trace(c)
+    assert tree.n_runs == n_runs
+    tree.trace(b)
+    assert tree.n_runs == n_runs + 1
+
+
+def test_path_beyond_the_bound_is_refused(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("gpt2")
+    bound = 20 * bytes_per_token(model, length=20)
+    tree = TokenTree(model, max_bytes=bound)
+    node = tree.extend(tree.root, LONG[:10])
+    n_runs = tree.n_runs
+    with pytest.raises(PromptError, match=r"40 tokens with these activations take .* max_bytes"):
+        tree.extend(node, LONG[:30])
+    assert tree.n_runs == n_runs
+    with pytest.raises(PromptError, match="max_bytes"):
+        for token_id in LONG:
+            node = tree.extend(node, token_id)
+    assert 12 <= len(node) <= 20
+    assert tree.n_bytes <= bound
+    assert_same(tree.trace(node), run_trace(model, tree.path(node)))
+
+
+def test_results_count(tiny_model: Callable[..., Any]) -> None:
+    tree = TokenTree(tiny_model("gpt2"))
+    node = tree.extend(tree.root, LONG[:5])
+    empty = tree.n_bytes
+    node.results["a"] = torch.zeros(100)
+    node.results["b"] = torch.zeros(50, dtype=torch.float64)
+    assert tree.n_bytes == empty + 800
+    node.results["a"] = torch.zeros(10)
+    del node.results["b"]
+    assert tree.n_bytes == empty + 40
+    assert dict(node.results).keys() == {"a"}
+
+
+def test_forget(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("gpt2")
+    tree = TokenTree(model)
+    stem = tree.extend(tree.root, LONG[:10])
+    leaf = tree.extend(tree.extend(stem, [5, 6]), [7])
+    side = tree.extend(tree.ancestor(leaf, 11), 9)
+    full = tree.n_bytes
+    tree.forget(tree.ancestor(leaf, 11))
+    assert tree.n_bytes < full and not stem.children
+    tree.forget(tree.ancestor(stem, 6))
+    node = tree.extend(tree.root, [*LONG[:5], 8, 8])
+    assert_same(tree.trace(node), run_trace(model, tree.path(node)))
+    assert side.tree is tree
+    tree.forget(tree.root)
+    assert not tree.root.children
+    assert_same(tree.trace(tree.extend(tree.root, [9])), run_trace(model, [9]))
+
+
+def test_bytes_per_token(tiny_model: Callable[..., Any]) -> None:
+    """Counted by hand for GPT-2 with the residual stream of one block and one attention pattern read."""
+    model = tiny_model("gpt2")
+    cfg = model.cfg
+    reads = ["blocks.0.hook_resid_post", "blocks.0.attn.hook_pattern"]
+    fixed = 4 * (cfg.d_model + cfg.d_vocab + 2 * cfg.n_layers * cfg.d_model)
+    assert bytes_per_token(model, reads=reads, length=10) == fixed + 4 * cfg.n_heads * 10
+    assert bytes_per_token(model, reads=reads) == fixed + 4 * cfg.n_heads * tiny.N_CTX
+    tree = TokenTree(model, reads=reads)
+    tree.extend(tree.root, LONG[:20])
+    working = 2 * cfg.n_layers * 4 * cfg.d_model * (20 + 32)
+    assert tree.n_bytes == working + 20 * bytes_per_token(model, reads=reads, length=20)
+
+
+def test_model_is_left_without_hooks(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("gpt2")
+    assert model_info(model).backend == "hooked"
+    tree = TokenTree(model)
+    tree.trace(tree.extend(tree.root, LONG[:3]))
+    assert not any(point._forward_hooks for point in model.hook_dict.values())
