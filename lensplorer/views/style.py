@@ -9,9 +9,34 @@ from functools import lru_cache
 
 import numpy as np
 
+#: theme → the page's own colours. The accent is for cursor, selection and focus alone; good, near and bad are for trust badges and errors.
 THEMES: dict[str, dict[str, str]] = {
-    "dark": {"background": "#0b1018", "card": "#121925", "line": "#243042", "text": "#dbe3ee", "muted": "#8d9bb0", "accent": "#f0b429"},
-    "light": {"background": "#f7f9fc", "card": "#ffffff", "line": "#d5dce6", "text": "#17202e", "muted": "#56647a", "accent": "#b26a00"},
+    "dark": {
+        "background": "#0b1018",
+        "card": "#121925",
+        "line": "#243042",
+        "hover": "#1b2534",
+        "text": "#dbe3ee",
+        "muted": "#8d9bb0",
+        "accent": "#f0b429",
+        "good": "#4fb892",
+        "near": "#d9a441",
+        "bad": "#f2836b",
+        "veil": "rgba(5, 8, 13, 0.66)",
+    },
+    "light": {
+        "background": "#f7f9fc",
+        "card": "#ffffff",
+        "line": "#d5dce6",
+        "hover": "#eef2f7",
+        "text": "#17202e",
+        "muted": "#56647a",
+        "accent": "#b26a00",
+        "good": "#1d7a57",
+        "near": "#96690a",
+        "bad": "#b3361b",
+        "veil": "rgba(40, 52, 70, 0.32)",
+    },
 }
 
 #: quantity → theme → anchors from low to high. Signed quantities are symmetric about the card's colour.
@@ -23,6 +48,8 @@ _ANCHORS: dict[str, dict[str, list[str]]] = {
     "signed": {"dark": ["#e0633f", "#6e3a33", "#121925", "#2c4a74", "#4f9cf0"], "light": ["#cc4a26", "#f3b9a6", "#ffffff", "#a9c9f2", "#2468c0"]},
     "norm": {"dark": ["#121925", "#3d4a2f", "#809a3c", "#d3e57a"], "light": ["#ffffff", "#e6edc8", "#aec45b", "#68801a"]},
 }
+
+QUANTITIES = tuple(_ANCHORS)
 
 #: Features and clusters: at most eight categories, told apart by colour-blind eyes (after Okabe and Ito 2008).
 CATEGORIES = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442", "#999999"]

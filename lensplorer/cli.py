@@ -1,0 +1,113 @@
+"""The command line: ``lensplorer explore``, ``lensplorer models``.
+
+Heavy modules are imported by the command that needs them. An error that a person can act on is one line on stderr and exit code 1; a bad
+option is exit code 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from lensplorer import __version__
+from lensplorer.dashboard.options import Options, explore_options
+from lensplorer.errors import LensplorerError
+
+app = typer.Typer(
+    name="lensplorer",
+    help="Drive a language model one token at a time and see exactly why it says what it says.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _fail(text: str) -> typer.Exit:
+    typer.echo(f"lensplorer: {text}", err=True)
+    return typer.Exit(1)
+
+
+def clean_errors(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose ``LensplorerError`` becomes one line on stderr and exit code 1."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **options: Any) -> None:
+        try:
+            function(*args, **options)
+        except LensplorerError as error:
+            raise _fail(str(error)) from error
+
+    return command
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(name="explore", help=explore_options.__doc__)
+@clean_errors
+@functools.wraps(explore_options)
+def explore(**given: Any) -> None:
+    serve(explore_options(**given))
+
+
+def serve(options: Options) -> None:
+    """Load the model, serve the page, and return when interrupted."""
+    if options.without_effect:
+        typer.echo(f"lensplorer: no effect yet: {', '.join(options.without_effect)}.", err=True)
+    os.environ.setdefault("BOKEH_RESOURCES", "server")
+    typer.echo("Loading the model …", err=True)
+    from lensplorer.dashboard.page import build_page, shared_model
+    from lensplorer.models import model_info
+
+    info = model_info(shared_model(options.model, options.dtype))
+    proof = "" if info.difference is None else f", difference to Hugging Face {info.difference:.1e}"
+    typer.echo(f"{info.name}: {info.device}, {info.dtype}, {info.backend}{proof}", err=True)
+    if info.reason:
+        typer.echo(info.reason, err=True)
+    import panel as pn
+
+    try:
+        server = pn.serve(
+            {"explorer": lambda: build_page(options)},  # a lambda: Panel takes only plain functions
+            port=options.port,
+            address=options.address,
+            show=options.show,
+            websocket_origin=None,
+            title="lensplorer",
+            start=False,
+            verbose=False,
+        )
+    except OSError as error:
+        raise _fail(f"{options.address}:{options.port} cannot be served: {error.strerror or error}. Choose another --port.") from error
+    typer.echo(f"http://{options.address}:{server.port}/explorer")
+    sys.stdout.flush()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run_until_shutdown()
+
+
+@app.command()
+@clean_errors
+def models(
+    search: Annotated[str, typer.Argument(help="Show only names that contain this.")] = "",
+) -> None:
+    """List the models known by name. Others on the hub, and folders in Hugging Face format, work as well."""
+    from lensplorer.catalogue import known_models
+
+    found = [name for name in known_models() if search.lower() in name.lower()]
+    if not found:
+        raise LensplorerError(f"No known model has {search!r} in its name. `lensplorer models` lists all; a hub name or a folder works too.")
+    typer.echo("\n".join(found))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,157 @@
+"""The views: ways to colour the tokens of the strip, each a number per position from one analysis.
+
+The order is that of the ``e`` key. A view whose analysis does not exist in this installation is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+
+from lensplorer.tokens import visible
+
+
+class Ask(Protocol):
+    """How a view asks for results: the current trace's, remembered while the prompt stays the same."""
+
+    layer: int
+    position: int
+    target: int | None
+    d_vocab: int
+
+    def __call__(self, function: Callable[..., Any], **options: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Badge:
+    """How far the identity behind a number is kept: the figure, ``"good"``, ``"near"`` or ``"bad"``, and the identity in words."""
+
+    text: str
+    level: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """A number per token and the ends of its scale.
+
+    Attributes:
+        values: NaN where there is none. [position]
+        low, high: the values at the ends of the colour scale.
+        title: what exactly is shown ("Cosine to the last token").
+        badge: the identity that the numbers keep, where METHODS names one.
+    """
+
+    values: np.ndarray
+    low: float
+    high: float
+    title: str
+    badge: Badge | None = None
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One view.
+
+    Attributes:
+        name: its name, and its place in the keys 1-9 by order.
+        label: what the page calls it.
+        quantity: the colour scale (``views.style``); empty for plain text.
+        unit: ``"probability"`` (shown as 12.3 %), or a unit's name.
+        functions: the analyses it asks, as (module of ``lensplorer.analyses``, name).
+        colour: (ask, *analyses) → colouring.
+        by_layer: whether the keys n and b change it.
+    """
+
+    name: str
+    label: str
+    quantity: str
+    unit: str
+    functions: tuple[tuple[str, str], ...]
+    colour: Callable[..., Colouring] | None
+    by_layer: bool = False
+
+    def analyses(self) -> list[Callable[..., Any]] | None:
+        """The functions themselves, or None when one of them does not exist here."""
+        found = []
+        for module, name in self.functions:
+            try:
+                found.append(getattr(import_module(f"lensplorer.analyses.{module}"), name))
+            except (ModuleNotFoundError, AttributeError):
+                return None
+        return found
+
+
+def _probability(ask: Ask, token_scores: Callable[..., Any]) -> Colouring:
+    return Colouring(ask(token_scores).probability.values, 0.0, 1.0, "Probability of each token")
+
+
+def _entropy(ask: Ask, token_scores: Callable[..., Any]) -> Colouring:
+    return Colouring(ask(token_scores).entropy.values, 0.0, float(np.log(ask.d_vocab)), "Entropy of the prediction of each token")
+
+
+def _influence(ask: Ask, attention_influence: Callable[..., Any]) -> Colouring:
+    result = ask(attention_influence, position=ask.position)
+    return Colouring(result.influence.values, 0.0, 1.0, f"Attention influence on the prediction after position {ask.position}")
+
+
+def _local_bias(ask: Ask, token_similarity: Callable[..., Any]) -> Colouring:
+    values = ask(token_similarity, position=ask.position).cosine.values
+    return Colouring(values, -1.0, 1.0, f"Cosine of each token's final residual to that at position {ask.position}")
+
+
+def _energy(ask: Ask, token_scores: Callable[..., Any]) -> Colouring:
+    values = ask(token_scores).energy.values
+    return Colouring(values, *_range(values), "Free energy of the prediction of each token")
+
+
+def _attribution(ask: Ask, attribute: Callable[..., Any]) -> Colouring:
+    result = ask(attribute, target=ask.target, position=ask.position)
+    values = result.attribution.values
+    bound = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    method = str(result.attrs["method"]).replace("_", " ")
+    title = f"Attribution ({method}) of {visible(str(result.attrs['target']))} after position {ask.position}"
+    badge = None
+    if "completeness" in result.attrs:
+        delta = float(result.attrs["completeness"])
+        level = "good" if delta <= 0.01 else "near" if delta <= 0.05 else "bad"
+        badge = Badge(f"Σ {delta:.1e}", level, "Σ attributions = F(input) − F(baseline): how far the sum misses, relative; good within 1 %.")
+    return Colouring(values, -bound, bound, title, badge)
+
+
+def _hidden_similarity(ask: Ask, hidden_similarity: Callable[..., Any]) -> Colouring:
+    values = ask(hidden_similarity).cosine.values[ask.layer]
+    return Colouring(values, -1.0, 1.0, f"Cosine of layer {ask.layer} to the last layer, per token")
+
+
+def _residual(ask: Ask, residual_norms: Callable[..., Any]) -> Colouring:
+    norms = ask(residual_norms).norm.values
+    return Colouring(norms[ask.layer], 0.0, float(np.nanmax(norms)), f"Norm of the residual stream after layer {ask.layer}")
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest finite value; (0, 1) when there is none."""
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+
+
+ALL_VIEWS = (
+    TokenView("prompt", "Prompt", "", "", (), None),
+    TokenView("probability", "Probability", "probability", "probability", (("scores", "token_scores"),), _probability),
+    TokenView("entropy", "Entropy", "entropy", "nats", (("scores", "token_scores"),), _entropy),
+    TokenView("influence", "Attention influence", "attention", "", (("attention", "attention_influence"),), _influence),
+    TokenView("local_bias", "Local bias", "signed", "", (("residual", "token_similarity"),), _local_bias),
+    TokenView("energy", "Energy", "energy", "nats", (("scores", "token_scores"),), _energy),
+    TokenView("attribution", "Gradient attribution", "signed", "", (("attribution", "attribute"),), _attribution),
+    TokenView("hidden_similarity", "Hidden-state similarity", "signed", "", (("residual", "hidden_similarity"),), _hidden_similarity, True),
+    TokenView("residual", "Residual stream", "norm", "", (("residual", "residual_norms"),), _residual, True),
+)
+
+
+def available_views() -> dict[str, TokenView]:
+    """The views whose analyses exist, by name, in the order of ``e``."""
+    return {view.name: view for view in ALL_VIEWS if view.analyses() is not None}

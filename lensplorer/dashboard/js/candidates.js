@@ -1,0 +1,92 @@
+// The candidates: what the model would say next after the position looked at.
+
+function makeCandidates(page) {
+  const after = make("span", { class: "mono quoted" });
+  const search = make("input", {
+    type: "search", placeholder: "search  /", "aria-label": "Search candidates", spellcheck: "false", autocomplete: "off", maxlength: "100",
+  });
+  const head = make("div", { class: "bar" }, make("h2", {}, "Next after ", after), search, page.buttons("candidates"));
+  const body = make("tbody");
+  const headings = make("tr", {}, ...[["", "rank"], ["token", ""], ["probability", "", 2], ["logit", "number"], ["z", "number z"]].map(
+    ([name, kind, span]) => make("th", { class: kind, colspan: span, scope: "col" }, name)));
+  const columns = make("colgroup", {}, ...["rank", "name", "bar", "probability", "logit", "z"].map((name) => make("col", { class: name })));
+  const table = make("table", { class: "candidates" }, columns, make("thead", {}, headings), body);
+  const scroll = make("div", { class: "scroll", tabindex: "-1" }, table);
+  const note = make("div", { class: "note", role: "status", hidden: true });
+  const foot = make("div", { class: "foot muted number" });
+  const root = make("section", { class: "card candidates-card", "aria-label": "Candidates" }, head, scroll, note, foot);
+  const rows = [];
+  let marked = null;
+
+  search.addEventListener("input", () => page.act("search", { text: search.value }));
+  search.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && search.value) (search.value = ""), page.act("search", { text: "" });
+    if (["Escape", "Enter"].includes(event.key)) search.blur(), event.stopPropagation();
+    if (event.key === "ArrowDown") search.blur(), page.act("select_next"), event.preventDefault();
+  });
+  body.addEventListener("click", (event) => {
+    const row = event.target.closest("tr");
+    if (!row) return;
+    const index = Number(row.dataset.index);
+    if (index === page.local.selected) page.act("append", { token_id: page.candidates.ids[index] });
+    else page.act("select", { index });
+  });
+
+  function row(index) {
+    if (!rows[index]) {
+      const fill = make("span", { class: "fill" });
+      const cells = {
+        rank: make("td", { class: "rank number" }), token: make("td", { class: "mono name" }), bar: make("td", { class: "track" }, fill),
+        probability: make("td", { class: "number" }), logit: make("td", { class: "number" }), z: make("td", { class: "number z" }),
+      };
+      rows[index] = { tr: make("tr", { "data-index": index, title: "click to select, again to append" }, ...Object.values(cells)), fill, ...cells };
+      rows[index].text = make("span", {});
+      cells.token.append(rows[index].text);
+    }
+    return rows[index];
+  }
+
+  function draw() {
+    const part = page.candidates;
+    drawToken(after, part.after ?? "∅");
+    const n = part.ids?.length ?? 0;
+    root.classList.toggle("no-z", !part.z_scores);
+    const part2 = { quantity: "probability", low: 0, high: 1 };
+    for (let i = 0; i < n; i++) {
+      const { tr, fill, rank, text, probability, logit, z } = row(i);
+      setText(rank, String(part.ranks[i]));
+      drawToken(text, part.tokens[i]);
+      fill.style.width = `${(100 * part.probabilities[i]).toFixed(2)}%`;
+      fill.style.background = colourOf(page, part2, part.probabilities[i]).fill;
+      setText(probability, formatProbability(part.probabilities[i]));
+      setText(logit, part.logits[i].toFixed(2).replace("-", "−"));
+      setText(z, part.z_scores ? part.z_scores[i].toFixed(2).replace("-", "−") : "");
+      tr.classList.toggle("following", part.ids[i] === part.following);
+      if (!tr.parentNode) body.append(tr);
+    }
+    for (const extra of rows.splice(n)) extra.tr.remove();
+    const empty = part.empty === "no prompt" ? "Candidates appear here once there is a prompt: press i to write one." : part.empty ? "Candidates appear here once a model is loaded." : "";
+    const none = part.ids && n === 0 ? `No token of the vocabulary contains “${part.search}”.` : "";
+    setText(note, part.error ?? (empty || none));
+    note.classList.toggle("failed", Boolean(part.error));
+    note.hidden = !note.textContent;
+    scroll.hidden = !n;
+    setText(foot, n ? `${n} of ${part.d_vocab.toLocaleString("en")} tokens, ${formatProbability(part.total)} of the probability` : "");
+    if (search.value !== part.search && root.getRootNode().activeElement !== search) search.value = part.search ?? "";
+    marked = null;
+    drawSelection();
+  }
+
+  function drawSelection() {
+    marked?.classList.remove("selected"), marked?.removeAttribute("aria-selected");
+    marked = rows[page.local.selected]?.tr ?? null;
+    for (const { tr } of rows) tr.classList.toggle("selected", tr === marked);
+    if (!marked) return;
+    marked.setAttribute("aria-selected", "true");
+    const head = headings.offsetHeight;
+    if (marked.offsetTop - head < scroll.scrollTop) scroll.scrollTop = marked.offsetTop - head;
+    else if (marked.offsetTop + marked.offsetHeight > scroll.scrollTop + scroll.clientHeight) scroll.scrollTop = marked.offsetTop + marked.offsetHeight - scroll.clientHeight;
+  }
+
+  return { root, draw, drawSelection, search: () => search.focus() };
+}

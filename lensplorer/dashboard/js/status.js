@@ -1,0 +1,59 @@
+// The status line and the model's chip: where you are, what it is, how long it took, what went wrong.
+
+function makeStatus(page) {
+  const dot = make("span", { class: "dot" });
+  const chipText = make("span", { class: "number" });
+  const chip = make("button", { class: "chip", onclick: () => page.act("choose_model") }, dot, chipText);
+  const place = make("span", { class: "number" });
+  const token = make("span", { class: "mono" });
+  const id = make("span", { class: "number muted" });
+  const value = make("span", { class: "number" });
+  const message = make("span", { class: "message", role: "status", "aria-live": "polite" });
+  const time = make("span", { class: "number muted" });
+  const running = make("span", { class: "running muted" });
+  const root = make("footer", { "aria-label": "Status" }, place, token, id, value, message, make("span", { class: "grow" }), running, time);
+  let timer = null;
+
+  function drawChip() {
+    const model = page.lensModel;
+    const facts = model.name ? [model.name, model.device, model.dtype, model.backend, model.difference == null ? "Δ not measured" : `Δ ${formatNumber(model.difference)}`] : [];
+    if (model.loading) facts.push(`loading ${model.loading} …`);
+    if (model.error && !model.name) facts.push("no model");
+    setText(chipText, facts.join("  ·  "));
+    dot.className = `dot ${model.error ? "bad" : model.loading ? "near" : model.difference == null ? "near" : "good"}`;
+    const proof = model.difference == null ? "" : "Δ: largest difference of a logit to Hugging Face's on a probe, relative to the largest logit.";
+    chip.title = [model.error, model.reason && `The bridge serves: ${model.reason}`, proof, "Click to load another model (m)"].filter(Boolean).join("\n");
+  }
+
+  function draw() {
+    drawChip();
+    const part = page.strip;
+    const n = part.tokens?.length ?? 0;
+    const at = Math.min(page.local.cursor ?? n - 1, n - 1);
+    root.classList.toggle("blank", n === 0);
+    if (n) {
+      setText(place, `${page.local.cursor == null ? "last" : "cursor"} ${at} / ${n - 1}`);
+      drawToken(token, part.tokens[at]);
+      setText(id, `id ${part.ids[at]}`);
+      setText(value, part.values ? `${part.label.toLowerCase()} ${formatValue(part.values[at], part.unit)}` : "");
+    } else for (const each of [place, id, value]) setText(each, "");
+    const said = page.status.message ?? (page.lensModel.error ? { kind: "error", text: page.lensModel.error } : null);
+    setText(message, said?.text ?? "");
+    message.className = `message ${said?.kind ?? ""}`;
+    setText(time, page.status.milliseconds == null ? "" : `${formatNumber(page.status.milliseconds)} ms`);
+    time.title = "What the last step took on the server";
+    const busy = page.local.sent > page.status.acknowledged;
+    if (!busy) clearTimeout(timer), (timer = null), show(false);
+  }
+
+  /** Say that something is running, but only when it takes long enough to be noticed. */
+  function working() {
+    timer ??= setTimeout(() => show(true), 150);
+  }
+  function show(busy) {
+    const loading = page.lensModel.loading;
+    setText(running, loading ? `loading ${loading}` : busy ? "computing" : "");
+    root.parentElement?.classList.toggle("busy", busy);
+  }
+  return { root, chip, draw, working };
+}

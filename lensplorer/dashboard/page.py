@@ -1,0 +1,135 @@
+"""The page: the explorer and its worker behind the shell, one of each per browser session; models are shared by all of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+from bokeh.document import Document
+
+from lensplorer.catalogue import default_model_name
+from lensplorer.dashboard.explorer import Explorer
+from lensplorer.dashboard.options import Options, parse_options
+from lensplorer.dashboard.shell import Shell
+from lensplorer.dashboard.snapshot import snapshot
+from lensplorer.dashboard.timeline import Timeline
+from lensplorer.dashboard.worker import Worker
+from lensplorer.errors import LensplorerError
+from lensplorer.models import LensModel, load_model
+from lensplorer.views.style import THEMES
+
+logger = logging.getLogger(__name__)
+
+_PAGE_CSS = (Path(__file__).parent / "css" / "page.css").read_text(encoding="utf-8")
+
+
+def shared_model(name: str | None, dtype: str = "float32") -> LensModel:
+    """The model called ``name`` (None: the default), loaded once per server process."""
+    name = name if name is not None else default_model_name()
+    return pn.state.as_cached("lensplorer model", load_model, name=name, dtype=dtype)
+
+
+def build_page(options: Options) -> Any:
+    """The page, ready to be served; the model loads in the background."""
+    return Desk(options).page
+
+
+def page_of_arguments(arguments: Sequence[str]) -> Any:
+    """The page for a list of command-line arguments. Where they are wrong, the page says so and stays alive."""
+    try:
+        return build_page(parse_options(arguments))
+    except LensplorerError as error:
+        logger.error("%s", error)
+        return Desk(Options(), refusal=str(error)).page
+
+
+class Desk:
+    """One browser session: explorer, worker and the Panel objects that show them.
+
+    Args:
+        options: what the page is started with.
+        refusal: why no model is to be loaded; empty to load the one of the options.
+    """
+
+    def __init__(self, options: Options, *, refusal: str = "") -> None:
+        self.timeline = Timeline()
+        self.worker = Worker(self._draw)
+        self.explorer = Explorer(options, load=partial(shared_model, dtype=options.dtype), later=self.worker.submit)
+        self.explorer.state.model_error = refusal
+        first = snapshot(self.explorer)
+        self.shell = Shell(**_renamed(first), panels=[self.timeline.pane], sizing_mode="stretch_both")
+        self.shell.on_msg(self._receive)
+        self.page = pmui.Page(
+            main=[self.shell],
+            title="lensplorer",
+            theme_toggle=False,
+            busy_indicator=None,
+            dark_theme=True,
+            raw_css=[_PAGE_CSS],
+            stylesheets=[_HIDE_BAR],
+        )
+        self._doc: Document | None = pn.state.curdoc
+        self._next: dict[str, Any] | None = None
+        pn.state.onload(self._start)
+        if self._doc is not None:
+            pn.state.on_session_destroyed(lambda context: self.worker.stop())
+
+    # -- browser → worker --------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if not self.explorer.state.model_error:
+            self.worker.submit(partial(self.explorer.start_loading, self._wanted_model()))
+        self.shell.ready = True
+
+    def _wanted_model(self) -> str | None:
+        """The model of the query string (``?model=gpt2``), else that of the options."""
+        asked = pn.state.session_args.get("model") if pn.state.session_args else None
+        return asked[0].decode("utf-8", errors="replace") if asked else self.explorer.options.model
+
+    def _receive(self, event: Any) -> None:
+        if isinstance(event.data, dict):
+            self.worker.submit(partial(self.explorer.perform, event.data))
+
+    # -- worker → browser --------------------------------------------------------------------------------------------------------
+
+    def _draw(self, started: float) -> None:
+        """On the worker's thread: picture the newest state, and have the document take it; a picture not yet taken is replaced."""
+        picture = snapshot(self.explorer)
+        picture["status"]["milliseconds"] = 1000 * (time.perf_counter() - started)
+        waiting, self._next = self._next is not None, picture
+        if waiting:
+            return
+        if self._doc is not None and self._doc.session_context is not None:
+            self._doc.add_next_tick_callback(self._show)
+        else:
+            self._show()
+
+    def _show(self) -> None:
+        """Under the document's lock: send what changed."""
+        picture, self._next = self._next, None
+        if picture is None:
+            return
+        with pn.io.hold(self._doc):
+            changed = {name: part for name, part in _renamed(picture).items() if getattr(self.shell, name) != part}
+            self.shell.param.update(**changed)
+            theme = picture["status"]["theme"]
+            self.timeline.set_theme(theme)
+            self.page.dark_theme = theme == "dark"
+            if "strip" in changed or "status" in changed:
+                self.timeline.update(picture["strip"], picture["status"]["cursor"])
+
+
+def _renamed(picture: dict[str, Any]) -> dict[str, Any]:
+    return {"lens_model" if name == "model" else name: part for name, part in picture.items()}
+
+
+_HIDE_BAR = f"""
+.MuiAppBar-root, .main > div > .MuiToolbar-root {{ display: none !important; }}
+.main {{ background: {THEMES["dark"]["background"]} !important; }}
+"""

@@ -1,0 +1,23 @@
+"""What the page shows, beside the session: which view, which layer, what is searched for, what went wrong. No widget in it."""
+
+from __future__ import annotations
+
+import param
+
+
+class PageState(param.Parameterized):
+    """The page's own state; the prompts, branches and cursor are the session's."""
+
+    view = param.String(default="probability", doc="Name of the view that colours the token strip.")
+    layer = param.Integer(default=-1, doc="Layer of the views that show one: 0 is the embedding, -1 the last.")
+    z_scores = param.Boolean(default=True, doc="Whether the candidates show z-scores.")
+    search = param.String(default="", doc="Only candidates whose text contains this.")
+    selected = param.Integer(default=0, bounds=(0, None), doc="Index of the selected row of the candidates.")
+    theme = param.Selector(default="dark", objects=["dark", "light"])
+    loading = param.String(default="", doc="Name of the model that is being loaded; empty when none is.")
+    message = param.Dict(default=None, allow_None=True, doc="What to tell the person: {kind: 'error' | 'info', text}; None when there is nothing.")
+    editor = param.Dict(
+        default=None, allow_None=True, doc="A prompt that was refused: {text, error, can_truncate}; None when the last one was accepted."
+    )
+    model_error = param.String(default="", doc="Why the last model asked for did not load; empty when it did.")
+    acknowledged = param.Integer(default=0, doc="Sequence number of the browser's last command that was applied.")

@@ -1,0 +1,65 @@
+"""One thread per page: commands in the order in which they came, then one picture of the newest state.
+
+While a picture is being computed, commands wait; then all that have come are applied before the next picture, so that fast typing ends in
+the right place and skips pictures, not keys. A frame budget keeps the page moving while a long queue is worked off.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+FRAME = 0.05  #: seconds of commands before a picture is made in between
+
+
+class Worker:
+    """Runs ``draw`` after the functions put in its queue.
+
+    Args:
+        draw: makes the picture of the newest state; called with the time (``perf_counter``) at which the commands before it started.
+    """
+
+    def __init__(self, draw: Callable[[float], None]) -> None:
+        self._draw = draw
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="lensplorer-page", daemon=True)
+        self._thread.start()
+
+    def submit(self, function: Callable[[], None]) -> None:
+        """Have ``function`` run after those before it; returns at once."""
+        self._queue.put(function)
+
+    def stop(self) -> None:
+        """End the thread after what it is doing now."""
+        self._queue.put(None)
+
+    def join(self, timeout: float | None = None) -> None:
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while True:
+            function = self._queue.get()
+            started = time.perf_counter()
+            while function is not None:
+                self._guarded(function)
+                if time.perf_counter() - started > FRAME:
+                    break
+                try:
+                    function = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if function is None:
+                return
+            self._guarded(lambda: self._draw(started))  # noqa: B023 called at once
+
+    @staticmethod
+    def _guarded(function: Callable[[], None]) -> None:
+        try:
+            function()
+        except Exception:  # the thread must live on: a page that stops answering says less than a log
+            logger.exception("A command of the page failed")
