@@ -2,29 +2,20 @@
 
 Rows of ``layer``: 0 is the embedding (positional embedding included), l is after block l - 1, so n_layers + 1 rows.
 
-**Exact decomposition.** The final residual is the sum of all that was written to it, and a norm with its scale frozen at the cached value
-is linear. So with g = ((γ ⊙ W_U[:, t]), centred under LayerNorm) / scale, each component c contributes c · g, and the contributions
-with the constants b_ln · W_U[:, t] + b_U[t] sum to the logit before the soft cap. Blocks with a norm after attention or MLP (Gemma 2 and 3,
-OLMo 2) are linear in the same way, once more. Nothing is assumed of an architecture: each sum is compared with what the model computed,
-and the analysis refuses where they differ.
-
-A direct contribution is not the effect of an ablation: what later layers make of a component is not in it.
+**Exact decomposition.** Each part of the model is credited with what it wrote directly to a logit; the parts sum to the whole (the method is in
+``contributions``). A direct contribution is not the effect of an ablation: what later layers make of a component is not in it.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from lensplorer.analyses.base import analysis, check_finite, choose, make_result
-from lensplorer.analyses.unembedding import ROUNDING, Norm, Unembedding, read_norm
+from lensplorer.analyses.contributions import make_goal
 from lensplorer.errors import AnalysisError
-from lensplorer.tokens import token_texts
-from lensplorer.trace import hook_names
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,10 +25,6 @@ if TYPE_CHECKING:
 UNITS = ("layer", "head", "neuron", "source")
 
 _STREAM = ("blocks.0.hook_resid_pre", "blocks.*.hook_resid_post")
-_EDITS_STREAM = re.compile(r"blocks\.\d+\.hook_(resid_\w+|in|out)$")
-
-#: component → (its norm after it in post-norm blocks, in the order of trying, and None for the usual block)
-_POST_NORMS = {"attn": ("ln1_post", "ln1"), "mlp": ("ln2_post", "ln2")}
 
 
 def residual_rows(trace: Trace) -> list[torch.Tensor]:
@@ -197,7 +184,7 @@ def residual_decomposition(
     choose("unit", unit, UNITS)
     if not -trace.n_layers <= layer < trace.n_layers:
         raise AnalysisError(f"Block {layer} does not exist: expected 0 to {trace.n_layers - 1}, or negative from the end.")
-    goal = _goal(trace, target, versus, trace.position(position))
+    goal = make_goal(trace, target, versus, trace.position(position))
     check_finite(trace)
     components = goal.layer_components()
     if unit == "layer":
@@ -212,219 +199,7 @@ def residual_decomposition(
         parts = np.concatenate([parts.reshape(-1, parts.shape[-1]), rest[None]])
     totals = parts.sum(0)  # [direction]
     largest = max(float(value.abs().max()) for value in components.values())
-    return make_result(
-        trace, residual_decomposition, variables, coords, unit=unit, **goal.attrs(totals, largest), **_neuron_layer(unit, layer, trace)
-    )
-
-
-def _neuron_layer(unit: str, layer: int, trace: Trace) -> dict[str, int]:
-    return {"layer": layer % trace.n_layers} if unit == "neuron" else {}
-
-
-@dataclass(frozen=True, eq=False)
-class _Goal:
-    """What is taken apart: one or two directions after the final norm, read back through it at one position.
-
-    Attributes:
-        directions: columns of W_U, or the direction given. [d_model, direction]
-        readers: the same before the final norm, its scale frozen. [d_model, direction]
-        constants: b_ln · direction + b_U. [direction]
-        logits: what the model itself gives. [direction]
-    """
-
-    trace: Trace
-    position: int
-    names: tuple[str, ...]
-    readers: torch.Tensor
-    constants: torch.Tensor
-    logits: np.ndarray
-    unembedding: Unembedding
-    tolerance: float
-
-    def combine(self, values: np.ndarray) -> np.ndarray:
-        """Target minus versus. [..., direction] → [...]"""
-        return values[..., 0] if len(self.names) == 1 else values[..., 0] - values[..., 1]
-
-    def attrs(self, totals: np.ndarray, largest: float) -> dict[str, Any]:
-        """Targets, sums and how complete they are; refuses a sum that is not the model's logit."""
-        cap = self.unembedding.soft_cap if self.names[0] != "direction" else None
-        sums = totals if cap is None else cap * np.tanh(totals / cap)
-        logit, total = float(self.combine(self.logits)), float(self.combine(totals))
-        completeness = abs(float(self.combine(sums)) - logit) / max(abs(logit), largest, 1e-30)
-        if completeness > self.tolerance:
-            raise AnalysisError(
-                f"The parts of the logit of {self.names[0]!r} sum to {float(sums[0]):.6g}, but the model's is {float(self.logits[0]):.6g}:"
-                f" this {self.trace.info.architecture} does something to its residual stream or logits that is not known here. Refused."
-            )
-        return {
-            "target": self.names[0],
-            "versus": self.names[1] if len(self.names) > 1 else "",
-            "position": self.position,
-            "logit": logit,
-            "total": total,
-            "completeness": completeness,
-            "soft_cap": cap or 0.0,
-        }
-
-    # -- layers ------------------------------------------------------------------------------------------------------------------
-
-    def read(self, vector: torch.Tensor) -> torch.Tensor:
-        """[..., d_model] → [..., direction]"""
-        return vector.detach().to(self.readers.dtype) @ self.readers
-
-    def at(self, name: str) -> torch.Tensor | None:
-        """The activation at the position, or None where the model has no such hook. [...]"""
-        return self.trace[name][self.position].detach() if name in hook_names(self.trace.model) else None
-
-    def layer_components(self) -> dict[str, torch.Tensor]:
-        """Component → contribution [direction]; refuses where they do not sum to the residual stream."""
-        writes = {"embed": self.at("hook_embed")}
-        if "hook_pos_embed" in self.trace:  # some models have the hook and never reach it
-            writes["pos_embed"] = self.at("hook_pos_embed")
-        components: dict[str, torch.Tensor] = {}
-        edits: torch.Tensor | None = None
-        before = self.trace["blocks.0.hook_resid_pre"].new_zeros(())
-        after = [self.trace["blocks.0.hook_resid_pre"][self.position]]
-        after += [self.trace[f"blocks.{layer}.hook_resid_post"][self.position] for layer in range(self.trace.n_layers)]
-        for row, residual in enumerate(after):
-            if row > 0:
-                writes = {f"{part} {row - 1}": self.at(f"blocks.{row - 1}.hook_{part}_out") for part in ("attn", "mlp")}
-            written = {name: value for name, value in writes.items() if value is not None}
-            components |= {name: self.read(value) for name, value in written.items()}
-            gap = residual.double() - before.double() - sum(value.double() for value in written.values())
-            share = float(gap.norm() / residual.double().norm().clamp_min(1e-30))
-            if share > self.tolerance:
-                if not self._stream_is_edited():
-                    if row == 0 and "pos_embed" not in written:
-                        self.at("hook_pos_embed")  # says how to read it, where the model has one
-                    raise AnalysisError(_refusal(self.trace, row, " + ".join(written), share))
-                edits = gap if edits is None else edits + gap
-            before = residual
-        components["bias"] = self.constants
-        if edits is not None:
-            components["interventions"] = self.read(edits)
-        return components
-
-    def _stream_is_edited(self) -> bool:
-        positions = range(len(self.trace))
-        hooks = (name for intervention in self.trace.interventions for name, _ in intervention.hooks(self.trace.model, positions))
-        return any(_EDITS_STREAM.match(name) for name in hooks)
-
-    # -- heads, sources, neurons -----------------------------------------------------------------------------------------------------
-
-    def split(self, components: dict[str, torch.Tensor], unit: str, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Contributions of the smaller units [..., direction], and of all else [direction]."""
-        part, blocks = ("mlp", [layer]) if unit == "neuron" else ("attn", range(self.trace.n_layers))
-        rest = sum((value.double() for name, value in components.items() if name not in {f"{part} {block}" for block in blocks}))
-        found = []
-        for block in blocks:
-            units, constant = self._neurons(block) if unit == "neuron" else self._heads(block, by_source=unit == "source")
-            found.append(units.double())
-            rest = rest + constant.double()
-        parts = torch.stack(found) if unit != "neuron" else found[0]
-        return parts.cpu().numpy(), torch.as_tensor(rest).cpu().numpy()
-
-    def _heads(self, block: int, *, by_source: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """[head, direction] or [head, source, direction], and the constants of the block."""
-        attention = self.trace.model.blocks[block].attn  # type: ignore[attr-defined]
-        z = self._required(f"blocks.{block}.attn.hook_z", "heads").to(self.readers.dtype)  # [head, d_head]
-        weight = attention.W_O.detach().to(z.dtype)  # [head, d_head, d_model]
-        raw = torch.einsum("hd,hdm->m", z, weight)
-        readers, constant, overwritten = self._through(block, "attn", raw, getattr(attention, "b_O", None))
-        per_head = torch.einsum("hdm,mk->hdk", weight, readers)  # [head, d_head, direction]
-        heads = torch.einsum("hd,hdk->hk", z, per_head)
-        if not by_source:
-            return heads * (not overwritten), constant
-        v = self.trace[f"blocks.{block}.attn.hook_v"].detach().to(z.dtype)  # [source, kv_head, d_head]
-        pattern = self.trace[f"blocks.{block}.attn.hook_pattern"].detach()[:, self.position].to(z.dtype)  # [head, source]
-        v = v.repeat_interleave(len(z) // v.shape[1], dim=1)  # grouped queries share keys and values
-        gap = (torch.einsum("hs,shd->hd", pattern, v) - z).norm(dim=-1) / z.norm(dim=-1).clamp_min(1e-6)  # [head]
-        read_from_sources = (gap <= self.tolerance).to(z.dtype)
-        if self.trace.interventions == () and not bool(read_from_sources.all()):
-            raise AnalysisError(
-                f"In block {block}, pattern · v differs from a head's output by {float(gap.max()):.1e} of its norm:"
-                " which token each head read cannot be told for this model. Use unit='head'."
-            )
-        sources = torch.einsum("hs,shd,hdk->hsk", pattern, v, per_head) * read_from_sources[:, None, None]
-        elsewhere = (heads * (1 - read_from_sources)[:, None]).sum(0)
-        return sources * (not overwritten), constant if overwritten else constant + elsewhere
-
-    def _neurons(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[neuron, direction], and the constants of the block's MLP."""
-        mlp = self.trace.model.blocks[block].mlp  # type: ignore[attr-defined]
-        activation = self._required(f"blocks.{block}.mlp.hook_post", "neurons").to(self.readers.dtype)  # [d_mlp]
-        weight = getattr(mlp, "W_out", None)
-        if weight is None:
-            raise AnalysisError(f"The MLP of block {block} has no single W_out (a mixture of experts?): its neurons cannot be told apart.")
-        weight = weight.detach().to(activation.dtype)
-        readers, constant, overwritten = self._through(block, "mlp", activation @ weight, getattr(mlp, "b_out", None))
-        return activation[:, None] * (weight @ readers) * (not overwritten), constant
-
-    def _required(self, name: str, what: str) -> torch.Tensor:
-        value = self.at(name)
-        if value is None:
-            raise AnalysisError(f"This {self.trace.info.architecture} has no {name!r}: its {what} cannot be told apart.")
-        return value
-
-    def _through(self, block: int, part: str, raw: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        """The readers before what follows ``raw`` in its block, the constants added on the way, and whether the output was overwritten.
-
-        What follows is an output bias, and in post-norm blocks a norm. Which one is not looked up but measured: it is the one that gives
-        the block's output as cached.
-        """
-        output = self.trace[f"blocks.{block}.hook_{part}_out"].detach()[self.position].to(raw.dtype)
-        biased = raw if bias is None else raw + bias.detach().to(raw.dtype)
-        module = self.trace.model.blocks[block]  # type: ignore[attr-defined]
-        norms: list[Norm | None] = [None]
-        norms += [read_norm(getattr(module, name), self.trace.model.cfg) for name in _POST_NORMS[part] if hasattr(module, name)]
-        gaps = [float((output - (biased if norm is None else norm(biased))).norm() / output.norm().clamp_min(1e-30)) for norm in norms]
-        best = min(range(len(norms)), key=gaps.__getitem__)
-        norm = norms[best]
-        if gaps[best] > self.tolerance:
-            if self.trace.interventions:
-                return self.readers, self.read(output), True
-            raise AnalysisError(
-                f"In block {block}, the {'heads' if part == 'attn' else 'neurons'} sum to something else than its {part} output"
-                f" (gap {gaps[best]:.1e} of its norm): they cannot be told apart for this {self.trace.info.architecture}. Use unit='layer'."
-            )
-        readers, constant = self.readers, self.readers.new_zeros(self.readers.shape[1])
-        if norm is not None:
-            constant = norm.constant(readers)
-            readers = norm.pull_back(readers, norm.scale(biased))
-        if bias is not None:
-            constant = constant + bias.detach().to(readers.dtype) @ readers
-        return readers, constant, False
-
-
-def _goal(trace: Trace, target: str | int | torch.Tensor, versus: str | int | None, position: int) -> _Goal:
-    unembedding = Unembedding(trace.model)
-    final = trace[f"blocks.{trace.n_layers - 1}.hook_resid_post"].detach()[position].to(unembedding.dtype)
-    if isinstance(target, torch.Tensor) and target.ndim > 0:
-        if versus is not None:
-            raise AnalysisError("versus names a token, and target is a direction: give the difference of two directions as target instead.")
-        if target.shape != final.shape:
-            raise AnalysisError(f"A target direction has shape [d_model] = [{len(final)}], got {list(target.shape)}.")
-        names: tuple[str, ...] = ("direction",)
-        directions = target.detach().to(final)[:, None]
-        constants = directions.new_zeros(1)
-        logits = (unembedding.normed(final) @ directions).double().cpu().numpy()
-    else:
-        ids = [trace.token_id(token) for token in (target, versus) if token is not None]  # type: ignore[arg-type]
-        names = tuple(token_texts(trace.model.tokenizer, ids))
-        directions = unembedding.weight[:, ids].to(final.dtype)  # [d_model, direction]
-        constants = directions.new_zeros(len(ids)) if unembedding.bias is None else unembedding.bias[ids].to(final.dtype)
-        logits = trace.logits[position, ids].detach().double().cpu().numpy()
-    readers = directions
-    if unembedding.norm is not None:
-        scale = trace["ln_final.hook_scale"].detach()[position].to(final.dtype)  # [1]
-        constants = constants + unembedding.norm.constant(directions)
-        readers = unembedding.norm.pull_back(directions, scale)
-    return _Goal(trace, position, names, readers, constants, logits, unembedding, ROUNDING[trace.logits.dtype])
-
-
-def _refusal(trace: Trace, row: int, parts: str, share: float) -> str:
-    where = "The embedding" if row == 0 else f"Block {row - 1}"
-    return (
-        f"{where} of this {trace.info.architecture} does not add up: the residual stream before it + {parts or 'nothing'} differs from the one"
-        f" after it by {share:.1e} of its norm. Its hooks show something else than what is added, so a decomposition would be wrong and is refused."
-    )
+    attrs: dict[str, Any] = {"unit": unit, **goal.attrs(totals, largest)}
+    if unit == "neuron":
+        attrs["layer"] = layer % trace.n_layers
+    return make_result(trace, residual_decomposition, variables, coords, **attrs)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lensplorer.analyses.base import analysis, make_result
+from lensplorer.analyses.base import analysis, check_finite, make_result
 from lensplorer.errors import AnalysisError
 from lensplorer.tokens import token_texts
 
@@ -47,27 +47,33 @@ def token_scores(trace: Trace, *, temperature: float = 1.0) -> xr.Dataset:
         normalised_entropy, 0..1; energy, nats. NaN at the first position, of which the model made no prediction. Ties share the better rank.
 
     Raises:
-        AnalysisError: temperature is not above 0.
+        AnalysisError: temperature is not above 0, or logits are NaN or infinite.
 
     Cost: O(position · d_vocab), streamed; no forward pass.
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise AnalysisError(f"temperature must be above 0, got {temperature}.")
     n, d_vocab = trace.logits.shape
-    scores = torch.full((5, n), torch.nan)
+    scores = torch.full((4, n), torch.nan)
     targets = trace.tokens.to(trace.logits.device)
     step = max(1, _CHUNK // d_vocab)
     for start in range(1, n, step):
         stop = min(n, start + step)
         z = trace.logits[start - 1 : stop - 1].detach().float()  # [chunk, d_vocab]
-        log_p = z.log_softmax(-1)
-        target = targets[start:stop, None]
-        target_z = z.gather(1, target)
-        scores[0, start:stop] = log_p.gather(1, target)[:, 0].cpu()
-        scores[1, start:stop] = (1 + (z > target_z).sum(-1)).float().cpu()
-        scores[2, start:stop] = torch.special.entr(log_p.exp()).sum(-1).cpu()
-        scores[3, start:stop] = (-temperature * torch.logsumexp(z / temperature, -1)).cpu()
-    log_p_token, rank, entropy, energy = scores[:4]
+        highest = z.amax(-1, keepdim=True)
+        shifted = (z - highest).clamp_min_(torch.finfo(z.dtype).min)  # a masked logit of -inf counts as probability 0, not NaN
+        exponential = shifted.exp()
+        total = exponential.sum(-1)
+        log_total = total.log()
+        target = shifted.gather(1, targets[start:stop, None])
+        scores[0, start:stop] = (target[:, 0] - log_total).cpu()
+        scores[1, start:stop] = (1 + (shifted > target).sum(-1, dtype=torch.int32)).float().cpu()
+        scores[2, start:stop] = (log_total - torch.linalg.vecdot(exponential, shifted) / total).clamp_min_(0).cpu()
+        log_sum = highest[:, 0] + log_total if temperature == 1 else torch.logsumexp(z / temperature, -1)
+        scores[3, start:stop] = (-temperature * log_sum).cpu()
+    if bool(scores[:, 1:].isnan().any()):
+        check_finite(trace)
+    log_p_token, rank, entropy, energy = scores
     processed_elsewhere = getattr(trace.model, "lensplorer_info", None) is None
     return make_result(
         trace,
@@ -93,7 +99,7 @@ def next_token(trace: Trace, *, k: int = 30, position: int = -1, search: str | N
 
     >>> import lensplorer as lp
     >>> candidates = lp.next_token(lp.run_trace(lp.load_model("storyworld"), "Once upon a"), k=3)
-    >>> list(candidates.rank.values), bool(candidates.probability[0] >= candidates.probability[1])
+    >>> candidates["rank"].values.tolist(), bool(candidates.probability[0] >= candidates.probability[1])
     ([1, 2, 3], True)
 
     Args:
@@ -107,7 +113,7 @@ def next_token(trace: Trace, *, k: int = 30, position: int = -1, search: str | N
         attrs: position, total_probability of the rows.
 
     Raises:
-        AnalysisError: k is below 1.
+        AnalysisError: k is below 1, or logits are NaN or infinite.
         TraceError: the position is outside the prompt.
 
     Cost: O(d_vocab) and a sort of it; no forward pass.
@@ -117,6 +123,8 @@ def next_token(trace: Trace, *, k: int = 30, position: int = -1, search: str | N
     position = trace.position(position)
     z = trace.logits[position].detach().float()  # [d_vocab]
     probability = z.softmax(-1)
+    if bool(probability[0].isnan()):
+        check_finite(trace)
     if search:
         order = torch.sort(z, descending=True, stable=True).indices.cpu()
         texts = _vocabulary(trace.model.tokenizer, len(z))
