@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lensplorer.analyses.lenses import logit_lens
 from lensplorer.analyses.scores import next_token
 from lensplorer.dashboard.actions import perform
 from lensplorer.dashboard.colouring import available_views
@@ -143,7 +144,7 @@ class Explorer:
     def use(self, model: LensModel) -> None:
         """Take up a loaded model, with the current prompt's text or the first prompt."""
         text = self.session.text if self.session is not None else self.options.prompt
-        reads: list[Any] = [analysis for view in self.views.values() for analysis in view.analyses() or ()]
+        reads: list[Any] = [analysis for view in self.views.values() for analysis in view.analyses() or ()] + [logit_lens]
         self.session = Session(model, max_prompts=self.options.config.prompt.max_prompts, reads=reads)
         self._answers.clear()
         self.state.param.update(loading="", model_error="", layer=-1, selected=0, editor=None)

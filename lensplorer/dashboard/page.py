@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from lensplorer.catalogue import default_model_name
 from lensplorer.dashboard.explorer import Explorer
 from lensplorer.dashboard.options import Options, parse_options
 from lensplorer.dashboard.shell import Shell
-from lensplorer.dashboard.snapshot import snapshot
+from lensplorer.dashboard.snapshot import later_parts, snapshot
 from lensplorer.dashboard.timeline import Timeline
 from lensplorer.dashboard.worker import Worker
 from lensplorer.errors import LensplorerError
@@ -59,10 +60,10 @@ class Desk:
 
     def __init__(self, options: Options, *, refusal: str = "") -> None:
         self.timeline = Timeline()
-        self.worker = Worker(self._draw)
+        self.worker = Worker(self._draw, self._finish)
         self.explorer = Explorer(options, load=partial(shared_model, dtype=options.dtype), later=self.worker.submit)
         self.explorer.state.model_error = refusal
-        first = snapshot(self.explorer)
+        first = {**snapshot(self.explorer), **later_parts(self.explorer)}
         self.shell = Shell(**_renamed(first), panels=[self.timeline.pane], sizing_mode="stretch_both")
         self.shell.on_msg(self._receive)
         self.page = pmui.Page(
@@ -75,7 +76,8 @@ class Desk:
             stylesheets=[_HIDE_BAR],
         )
         self._doc: Document | None = pn.state.curdoc
-        self._next: dict[str, Any] | None = None
+        self._next: dict[str, Any] | None = None  # parts that the document has not taken yet
+        self._mutex = threading.Lock()
         pn.state.onload(self._start)
         if self._doc is not None:
             pn.state.on_session_destroyed(lambda context: self.worker.stop())
@@ -102,7 +104,15 @@ class Desk:
         """On the worker's thread: picture the newest state, and have the document take it; a picture not yet taken is replaced."""
         picture = snapshot(self.explorer)
         picture["status"]["milliseconds"] = 1000 * (time.perf_counter() - started)
-        waiting, self._next = self._next is not None, picture
+        self._send(picture)
+
+    def _finish(self) -> None:
+        """As ``_draw``, for the parts that may come later."""
+        self._send(later_parts(self.explorer))
+
+    def _send(self, parts: dict[str, Any]) -> None:
+        with self._mutex:
+            waiting, self._next = self._next is not None, {**(self._next or {}), **parts}
         if waiting:
             return
         if self._doc is not None and self._doc.session_context is not None:
@@ -112,17 +122,16 @@ class Desk:
 
     def _show(self) -> None:
         """Under the document's lock: send what changed."""
-        picture, self._next = self._next, None
-        if picture is None:
-            return
+        with self._mutex:
+            picture, self._next = self._next or {}, None
         with pn.io.hold(self._doc):
             changed = {name: part for name, part in _renamed(picture).items() if getattr(self.shell, name) != part}
             self.shell.param.update(**changed)
-            theme = picture["status"]["theme"]
+            theme = self.shell.status["theme"]
             self.timeline.set_theme(theme)
             self.page.dark_theme = theme == "dark"
             if "strip" in changed or "status" in changed:
-                self.timeline.update(picture["strip"], picture["status"]["cursor"])
+                self.timeline.update(self.shell.strip, self.shell.status["cursor"])
 
 
 def _renamed(picture: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lensplorer.dashboard.actions import command_table
 from lensplorer.views.style import QUANTITIES, THEMES, colormap, ink
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("base", "strip", "candidates", "rail", "status", "dialogs", "keys", "shell")
+_SCRIPTS = ("base", "strip", "candidates", "lens", "rail", "status", "dialogs", "keys", "shell")
 _STEPS = 65  #: colours of a scale as sent to the browser
 
 
@@ -45,6 +45,7 @@ class Shell(JSComponent):
     lens_model = param.Dict(default={}, doc="The model's chip.")
     strip = param.Dict(default={}, doc="Tokens and their colours.")
     candidates = param.Dict(default={}, doc="The next tokens.")
+    lens = param.Dict(default={}, doc="The logit lens around the position looked at.")
     prompts = param.Dict(default={}, doc="The tree of prompts.")
     status = param.Dict(default={}, doc="Where the person is, and what went wrong.")
     commands = param.List(default=[], doc="The table of commands.")

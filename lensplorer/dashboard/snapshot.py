@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from lensplorer.analyses.lenses import logit_lens
 from lensplorer.analyses.scores import token_scores
-from lensplorer.dashboard.colouring import Colouring, TokenView
+from lensplorer.dashboard.colouring import Badge, Colouring, TokenView
 from lensplorer.dashboard.explorer import Explorer
 from lensplorer.errors import LensplorerError
 from lensplorer.models import model_info
@@ -31,19 +32,24 @@ _HOVER = (
     ("entropy", "entropy", "nats"),
     ("energy", "energy", "nats"),
 )
+_LENS_COLUMNS, _LENS_AFTER = 24, 6  # positions sent, and how many of them may stand after the one looked at
 _LONGEST_TOKEN = 200  # characters; a token of a whole line of dashes need not be sent in full
 
 
 def snapshot(explorer: Explorer) -> dict[str, Any]:
-    """Every part of the page for the newest state: model, strip, candidates, prompts, status."""
-    strip = _guarded(explorer, _strip)
+    """The parts that follow every key at once: model, strip, candidates, prompts, status."""
     return {
         "model": _model(explorer),
-        "strip": strip,
+        "strip": _guarded(explorer, _strip),
         "candidates": _guarded(explorer, _candidates),
         "prompts": _prompts(explorer),
         "status": _status(explorer),
     }
+
+
+def later_parts(explorer: Explorer) -> dict[str, Any]:
+    """The parts that may come a moment later, when no key is waiting: the logit lens."""
+    return {"lens": _guarded(explorer, _lens)}
 
 
 def _guarded(explorer: Explorer, part: Callable[[Explorer], dict[str, Any]]) -> dict[str, Any]:
@@ -139,6 +145,32 @@ def _candidates(explorer: Explorer) -> dict[str, Any]:
         "search": explorer.state.search,
         "total": float(result.attrs["total_probability"]),
         "d_vocab": explorer.d_vocab,
+    }
+
+
+def _lens(explorer: Explorer) -> dict[str, Any]:
+    """Top tokens of each layer at the positions around the one looked at."""
+    result = explorer(logit_lens)
+    session = explorer.need_session()
+    last = min(len(session.ids), explorer.position + _LENS_AFTER + 1)
+    first = max(0, last - _LENS_COLUMNS)
+    tokenizer = session.model.tokenizer
+    ids = result.top_token_id.values[:, first:last]  # [layer, position, rank]
+    probabilities = result.top_probability.values[:, first:last]
+    completeness = float(result.attrs.get("completeness", np.nan))
+    level = "good" if completeness <= 1e-3 else "near" if completeness <= 1e-2 else "bad"
+    return {
+        "first": first,
+        "position": explorer.position,
+        "tokens": [_visible_token(tokenizer, token_id) for token_id in session.ids[first:last]],
+        "cells": [
+            [
+                {"tokens": [_visible_token(tokenizer, token_id) for token_id in cell], "probabilities": numbers(shares)}
+                for cell, shares in zip(row_ids, row_shares)
+            ]
+            for row_ids, row_shares in zip(ids, probabilities)
+        ],
+        "badge": asdict(Badge(f"Δ {completeness:.0e}", level, "Largest |Δ log p| between the last row and the model itself.")),
     }
 
 

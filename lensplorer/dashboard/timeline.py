@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import panel as pn
-from bokeh.models import ColumnDataSource, CustomJSTickFormatter, FixedTicker, HoverTool, Range1d, Span
+from bokeh.models import BoxAnnotation, ColumnDataSource, CustomJSTickFormatter, FixedTicker, HoverTool, Range1d, Span
 from bokeh.plotting import figure
 
 from lensplorer.views.base import shorten
@@ -34,11 +34,12 @@ class Timeline:
             min_border_right=_RIGHT,
             min_border_bottom=_BOTTOM,
             min_border_top=8,
-            output_backend="canvas",
+            background_fill_alpha=0,  # the card shows through, whatever theme the page puts on
+            border_fill_alpha=0,
         )
         self.bars = self.figure.vbar(x="x", top="top", bottom="bottom", width=0.86, fill_color="colour", line_color=None, source=self.source)
         self.figure.add_tools(HoverTool(renderers=[self.bars], mode="vline", tooltips=[("token", "@token"), ("position", "@x"), ("value", "@shown")]))
-        self.cursor = Span(dimension="height", location=0, line_width=2, line_alpha=0.9)
+        self.cursor = BoxAnnotation(left=-0.5, right=0.5, fill_alpha=0.07, line_alpha=0.7, level="underlay")
         self.zero = Span(dimension="width", location=0, line_width=1)
         self.figure.add_layout(self.cursor)
         self.figure.add_layout(self.zero)
@@ -61,11 +62,10 @@ class Timeline:
             return
         self.theme = theme
         colours = THEMES[theme]
-        self.figure.background_fill_color = self.figure.border_fill_color = colours["card"]
         self.figure.outline_line_color = None
         self.figure.ygrid.grid_line_color = colours["line"]
         self.zero.line_color = colours["muted"]
-        self.cursor.line_color = colours["accent"]
+        self.cursor.fill_color = self.cursor.line_color = colours["accent"]
         for axis in self.figure.axis:
             axis.major_label_text_color = colours["muted"]
         self._paint()
@@ -86,7 +86,8 @@ class Timeline:
         low, high = _extent(values, strip)
         self._set(self.figure.y_range, start=low, end=high)
         self._set(self.zero, visible=low < 0 < high)
-        self._set(self.cursor, location=cursor if cursor is not None else n - 1, visible=cursor is not None)
+        at = cursor if cursor is not None else n - 1
+        self._set(self.cursor, left=at - 0.5, right=at + 0.5, visible=cursor is not None)
 
     def _paint(self) -> None:
         strip = getattr(self, "strip", {})

@@ -22,10 +22,11 @@ class Worker:
 
     Args:
         draw: makes the picture of the newest state; called with the time (``perf_counter``) at which the commands before it started.
+        finish: draws what may come later; called after ``draw`` when nothing is waiting.
     """
 
-    def __init__(self, draw: Callable[[float], None]) -> None:
-        self._draw = draw
+    def __init__(self, draw: Callable[[float], None], finish: Callable[[], None] = lambda: None) -> None:
+        self._draw, self._finish = draw, finish
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="lensplorer-page", daemon=True)
         self._thread.start()
@@ -56,6 +57,8 @@ class Worker:
             if function is None:
                 return
             self._guarded(lambda: self._draw(started))  # noqa: B023 called at once
+            if self._queue.empty():
+                self._guarded(self._finish)
 
     @staticmethod
     def _guarded(function: Callable[[], None]) -> None:

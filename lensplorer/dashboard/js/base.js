@@ -59,6 +59,21 @@ function formatValue(value, unit) {
   return unit ? `${formatNumber(value)} ${unit}` : formatNumber(value);
 }
 
+/** A trust badge: a dot and the figure of an identity; its meaning on hover. */
+function makeBadge() {
+  const dot = make("span", { class: "dot" });
+  const text = make("span", {});
+  const root = make("span", { class: "badge number", hidden: true }, dot, text);
+  function draw(badge) {
+    root.hidden = !badge;
+    if (!badge) return;
+    dot.className = `dot ${badge.level}`;
+    setText(text, badge.text);
+    root.title = badge.about;
+  }
+  return { root, draw };
+}
+
 const PATHS = {
   edit: "M3 13h2.5L13 5.5 10.5 3 3 10.5zM9 4.5 11.5 7",
   branch: "M5 3v10M5 9c0-3 6-1.500 6-5M11 4V3",

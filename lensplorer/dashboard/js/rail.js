@@ -17,7 +17,7 @@ function makeRail(page) {
     setText(count, `${rows.length} / ${most}`);
     list.replaceChildren(...rows.map((row, index) => {
       const text = make("span", { class: "text" });
-      text.textContent = row.text || (row.shared ? "(same so far)" : "(empty)");
+      text.textContent = row.text.trimStart() || (row.shared ? "(same so far)" : "(empty)");
       if (!row.text) text.classList.add("muted");
       const size = make("span", { class: "muted number" }, row.shared ? `${row.shared} + ${row.n - row.shared}` : String(row.n));
       const item = make("li", {

@@ -3,10 +3,12 @@
 // Every command gets a number. The cursor and the selection move here first; once the server has acknowledged the last number sent, what it
 // says counts. Until then its older word is not allowed to move them back.
 
+const PARTS = ["lens_model", "strip", "candidates", "lens", "prompts", "status"];
+
 export function render({ model, el }) {
   const page = {
     commands: model.commands, scales: model.scales,
-    lensModel: model.lens_model, strip: model.strip, candidates: model.candidates, prompts: model.prompts, status: model.status,
+    lensModel: model.lens_model, strip: model.strip, candidates: model.candidates, lens: model.lens, prompts: model.prompts, status: model.status,
     theme: storedTheme() ?? model.status.theme ?? "dark",
     local: { cursor: model.status.cursor ?? null, selected: 0, sent: 0 },
     act, buttons,
@@ -28,6 +30,7 @@ export function render({ model, el }) {
 
   const strip = makeStrip(page);
   const candidates = makeCandidates(page);
+  const lens = makeLens(page);
   const rail = makeRail(page);
   const status = makeStatus(page);
   page.help = makeHelp(page);
@@ -38,14 +41,14 @@ export function render({ model, el }) {
   const title = make("h2", {});
   const plot = make("div", { class: "plot" });
   const plotNote = make("div", { class: "note" });
-  const badge = make("span", { class: "badge number" }, make("span", { class: "dot" }), make("span"));
-  panels.append(make("div", { class: "bar" }, title, badge), plot, plotNote);
+  const badge = makeBadge();
+  panels.append(make("div", { class: "bar" }, title, badge.root), plot, plotNote);
   for (const child of model.get_child("panels")) plot.append(child);
   const shell = make("div", { class: "shell" },
     make("header", {}, make("h1", { class: "brand" }, "lensplorer"), status.chip, make("span", { class: "grow" }), buttons("header")),
     rail.root,
-    make("main", {}, strip.root, make("div", { class: "columns" }, candidates.root, panels)),
-    status.root, strip.tip, ...page.dialogs.map((dialog) => dialog.root));
+    make("main", {}, strip.root, make("div", { class: "columns" }, candidates.root, make("div", { class: "panels" }, panels, lens.root))),
+    status.root, strip.tip, lens.tip, ...page.dialogs.map((dialog) => dialog.root));
   el.append(shell);
 
   // -- commands ------------------------------------------------------------------------------------------------------------------
@@ -66,6 +69,7 @@ export function render({ model, el }) {
       given = { token_id: page.candidates.ids[page.local.selected] }; // what is on screen; ahead of the screen, the row counts
     }
     const message = { do: name, seq: ++page.local.sent, ...given };
+    shell.dataset.sent = page.local.sent;
     if (model.ready) model.send_msg(message);
     else waiting.push(message);
     guess(name, given);
@@ -97,7 +101,9 @@ export function render({ model, el }) {
   }
 
   function draw() {
-    Object.assign(page, { lensModel: model.lens_model, strip: model.strip, candidates: model.candidates, prompts: model.prompts, status: model.status });
+    Object.assign(page, {
+      lensModel: model.lens_model, strip: model.strip, candidates: model.candidates, lens: model.lens, prompts: model.prompts, status: model.status,
+    });
     if (page.status.acknowledged >= page.local.sent) {
       page.local.cursor = page.status.cursor;
       page.local.selected = page.candidates.selected ?? 0;
@@ -106,10 +112,9 @@ export function render({ model, el }) {
     dirty.clear();
     if (parts.has("strip") || parts.has("status")) strip.draw();
     if (parts.has("candidates") || parts.has("status")) candidates.draw();
+    if (parts.has("lens")) lens.draw();
     if (parts.has("prompts")) rail.draw();
-    const trust = page.strip.badge;
-    badge.hidden = !trust;
-    if (trust) (badge.firstChild.className = `dot ${trust.level}`), setText(badge.lastChild, trust.text), (badge.title = trust.about);
+    badge.draw(page.strip.badge);
     setText(title, page.strip.title ?? page.strip.label ?? "");
     const empty = page.strip.empty === "no prompt" ? "A plot of the tokens' values appears here once there is a prompt: press i to write one."
       : page.strip.empty ? "" : page.strip.error ?? (page.strip.quantity ? "" : "The plain prompt. Press e for the first view of it.");
@@ -124,7 +129,7 @@ export function render({ model, el }) {
     shell.dataset.ready = String(Boolean(model.ready && page.lensModel.name));
   }
 
-  for (const part of ["lens_model", "strip", "candidates", "prompts", "status"]) model.on(part, () => changed(part));
+  for (const part of PARTS) model.on(part, () => changed(part));
   model.on("ready", () => {
     for (const message of waiting.splice(0)) model.send_msg(message);
     act("set_theme", { theme: page.theme });
@@ -141,13 +146,14 @@ export function render({ model, el }) {
     shell.dataset.theme = document.documentElement.dataset.theme = theme;
     strip.draw();
     candidates.draw();
+    lens.draw();
     act("set_theme", { theme });
   }
   shell.dataset.theme = document.documentElement.dataset.theme = page.theme;
 
   const silence = listenForKeys(page);
   model.on("remove", silence);
-  for (const part of ["lens_model", "strip", "candidates", "prompts", "status"]) changed(part);
+  for (const part of PARTS) changed(part);
 }
 
 function storedTheme() {

@@ -67,6 +67,7 @@ function makeStrip(page) {
     for (let i = 0; i < texts.length; i++) {
       const { token, wrap } = node(i);
       drawToken(token, texts[i]);
+      if (token.dataset.id !== String(part.ids[i])) token.dataset.id = part.ids[i];
       const colour = colourOf(page, part, part.values?.[i]);
       const style = colour ? `background:${colour.fill};color:${colour.ink}` : "";
       if (token.styled !== style) token.setAttribute("style", (token.styled = style));
