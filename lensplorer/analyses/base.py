@@ -110,6 +110,15 @@ def choose(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
+def require_finite(trace: Trace, *values: torch.Tensor) -> None:
+    """Refuse to go on with numbers that are NaN or infinite because the trace is; ``check_finite`` says where that began.
+
+    Cheaper than looking through the trace first: what an analysis computed from it is small, and not finite wherever the trace was not.
+    """
+    if not all(bool(value.isfinite().all()) for value in values):
+        check_finite(trace)
+
+
 def check_finite(trace: Trace) -> None:
     """Refuse a trace whose residual stream or logits hold NaN or infinity.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lensplorer.analyses.base import check_finite
 from lensplorer.analyses.unembedding import ROUNDING, Norm, Unembedding, read_norm
 from lensplorer.errors import AnalysisError
 from lensplorer.tokens import token_texts
@@ -61,7 +62,8 @@ class Goal:
         sums = totals if cap is None else cap * np.tanh(totals / cap)
         logit, total = float(self.combine(self.logits)), float(self.combine(totals))
         completeness = abs(float(self.combine(sums)) - logit) / max(abs(logit), largest, 1e-30)
-        if completeness > self.tolerance:
+        if not completeness <= self.tolerance:
+            check_finite(self.trace)
             raise AnalysisError(
                 f"The parts of the logit of {self.names[0]!r} sum to {float(sums[0]):.6g}, but the model's is {float(self.logits[0]):.6g}:"
                 f" this {self.trace.info.architecture} does something to its residual stream or logits that is not known here. Refused."
@@ -103,7 +105,8 @@ class Goal:
             components |= {name: self.read(value) for name, value in written.items()}
             gap = residual.double() - before.double() - sum(value.double() for value in written.values())
             share = float(gap.norm() / residual.double().norm().clamp_min(1e-30))
-            if share > self.tolerance:
+            if not share <= self.tolerance:
+                check_finite(self.trace)
                 if not self._stream_is_edited():
                     if row == 0 and "pos_embed" not in written:
                         self.at("hook_pos_embed")  # says how to read it, where the model has one
@@ -138,24 +141,26 @@ class Goal:
         """[head, direction] or [head, source, direction], and the constants of the block."""
         attention = self.trace.model.blocks[block].attn  # type: ignore[attr-defined]
         z = self._required(f"blocks.{block}.attn.hook_z", "heads").to(self.readers.dtype)  # [head, d_head]
-        weight = attention.W_O.detach().to(z.dtype)  # [head, d_head, d_model]
-        raw = torch.einsum("hd,hdm->m", z, weight)
+        weight = attention.W_O.detach().to(z.dtype).flatten(0, 1)  # [head · d_head, d_model], a view of the layout it is stored in
+        raw = z.flatten() @ weight
         readers, constant, overwritten = self._through(block, "attn", raw, getattr(attention, "b_O", None))
-        per_head = torch.einsum("hdm,mk->hdk", weight, readers)  # [head, d_head, direction]
-        heads = torch.einsum("hd,hdk->hk", z, per_head)
+        per_head = (weight @ readers).view(*z.shape, -1)  # [head, d_head, direction]
+        heads = (z[:, None] @ per_head)[:, 0]
         if not by_source:
             return heads * (not overwritten), constant
         v = self.trace[f"blocks.{block}.attn.hook_v"].detach().to(z.dtype)  # [source, kv_head, d_head]
         pattern = self.trace[f"blocks.{block}.attn.hook_pattern"].detach()[:, self.position].to(z.dtype)  # [head, source]
-        v = v.repeat_interleave(len(z) // v.shape[1], dim=1)  # grouped queries share keys and values
-        gap = (torch.einsum("hs,shd->hd", pattern, v) - z).norm(dim=-1) / z.norm(dim=-1).clamp_min(1e-6)  # [head]
+        v = v.transpose(0, 1)  # [head, source, d_head]
+        if len(v) < len(z):  # grouped queries share keys and values
+            v = v.repeat_interleave(len(z) // len(v), dim=0)
+        gap = ((pattern[:, None] @ v)[:, 0] - z).norm(dim=-1) / z.norm(dim=-1).clamp_min(1e-6)  # [head]
         read_from_sources = (gap <= self.tolerance).to(z.dtype)
         if self.trace.interventions == () and not bool(read_from_sources.all()):
             raise AnalysisError(
                 f"In block {block}, pattern · v differs from a head's output by {float(gap.max()):.1e} of its norm:"
                 " which token each head read cannot be told for this model. Use unit='head'."
             )
-        sources = torch.einsum("hs,shd,hdk->hsk", pattern, v, per_head) * read_from_sources[:, None, None]
+        sources = pattern[:, :, None] * (v @ per_head) * read_from_sources[:, None, None]
         elsewhere = (heads * (1 - read_from_sources)[:, None]).sum(0)
         return sources * (not overwritten), constant if overwritten else constant + elsewhere
 
@@ -190,7 +195,7 @@ class Goal:
         gaps = [float((output - (biased if norm is None else norm(biased))).norm() / output.norm().clamp_min(1e-30)) for norm in norms]
         best = min(range(len(norms)), key=gaps.__getitem__)
         norm = norms[best]
-        if gaps[best] > self.tolerance:
+        if not gaps[best] <= self.tolerance:
             if self.trace.interventions:
                 return self.readers, self.read(output), True
             raise AnalysisError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lensplorer.analyses.base import analysis, choose, make_result
+from lensplorer.analyses.base import analysis, check_finite, choose, make_result, require_finite
 from lensplorer.analyses.residual import residual_rows
 from lensplorer.analyses.unembedding import ROUNDING, Unembedding
 from lensplorer.errors import AnalysisError
@@ -72,6 +72,7 @@ def logit_lens(trace: Trace, *, tokens: Sequence[str | int] | str | None = None,
     rows = residual_rows(trace)
     with torch.no_grad():
         grid = _Grid(trace, rows, Unembedding(trace.model), targets, top_k).fill()
+    require_finite(trace, grid.entropy, grid.kl)
     ids = grid.top_ids.cpu().numpy()
     dims = ["layer", "position"]
     variables: dict[str, Any] = {
@@ -136,6 +137,7 @@ def contrast(trace: Trace, a: str | int, b: str | int, *, position: int = -1) ->
     own = trace.logits[position].detach().to(z)
     completeness = _checked(trace, z[-1:], own[None], z[-1:].logsumexp(-1), own[None].logsumexp(-1))
     z_ab, p_ab = torch.cat(logits), torch.cat(log_p).exp()  # [layer, 2]
+    require_finite(trace, z_ab)
     texts = token_texts(trace.model.tokenizer, ids)
     return make_result(
         trace,
@@ -158,6 +160,7 @@ def _checked(trace: Trace, z: torch.Tensor, own: torch.Tensor, log_sum: torch.Te
     difference = (z - own).sub_((log_sum - own_log_sum)[:, None]).abs_().amax(-1)
     gap, largest = float(difference.max()), float(own.abs().max())
     if not gap <= ROUNDING[trace.logits.dtype] * max(1.0, largest):
+        check_finite(trace)
         raise AnalysisError(
             f"The lens at the last layer is not this model's own prediction (max |Δ log p| = {gap:.2g}): this {trace.info.architecture} does"
             " something between its last block and its logits that is not known here, or an intervention does. Refused."

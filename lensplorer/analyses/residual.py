@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lensplorer.analyses.base import analysis, check_finite, choose, make_result
+from lensplorer.analyses.base import analysis, choose, make_result, require_finite
 from lensplorer.analyses.contributions import make_goal
 from lensplorer.errors import AnalysisError
 
@@ -32,11 +32,9 @@ def residual_rows(trace: Trace) -> list[torch.Tensor]:
 
     Raises:
         TraceError: the trace did not read them.
-        AnalysisError: one of them holds NaN or infinity; the message names the first.
     """
-    rows = [trace["blocks.0.hook_resid_pre"], *(trace[f"blocks.{layer}.hook_resid_post"] for layer in range(trace.n_layers))]
-    check_finite(trace)
-    return [row.detach() for row in rows]
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(trace.n_layers))]
+    return [trace[name].detach() for name in names]
 
 
 @analysis(reads=_STREAM, source="L2 norm of the residual stream after each block")
@@ -60,6 +58,7 @@ def residual_norms(trace: Trace) -> xr.Dataset:
     Cost: one pass over the residual stream.
     """
     norms = torch.stack([row.float().norm(dim=-1) for row in residual_rows(trace)])
+    require_finite(trace, norms)
     return make_result(trace, residual_norms, {"norm": (["layer", "position"], norms)})
 
 
@@ -86,6 +85,7 @@ def hidden_similarity(trace: Trace) -> xr.Dataset:
     rows = residual_rows(trace)
     final = _unit(rows[-1])
     cosine = torch.stack([(_unit(row) * final).sum(-1) for row in rows])
+    require_finite(trace, cosine)
     return make_result(trace, hidden_similarity, {"cosine": (["layer", "position"], cosine)})
 
 
@@ -113,7 +113,9 @@ def token_similarity(trace: Trace, *, position: int = -1) -> xr.Dataset:
     """
     position = trace.position(position)
     final = _unit(residual_rows(trace)[-1])
-    return make_result(trace, token_similarity, {"cosine": (["position"], final @ final[position])}, position=position)
+    cosine = final @ final[position]
+    require_finite(trace, cosine)
+    return make_result(trace, token_similarity, {"cosine": (["position"], cosine)}, position=position)
 
 
 def _unit(residual: torch.Tensor) -> torch.Tensor:
@@ -185,7 +187,6 @@ def residual_decomposition(
     if not -trace.n_layers <= layer < trace.n_layers:
         raise AnalysisError(f"Block {layer} does not exist: expected 0 to {trace.n_layers - 1}, or negative from the end.")
     goal = make_goal(trace, target, versus, trace.position(position))
-    check_finite(trace)
     components = goal.layer_components()
     if unit == "layer":
         names, parts = list(components), np.stack([value.double().cpu().numpy() for value in components.values()])  # [component, direction]
