@@ -73,7 +73,9 @@ def main(n_tokens: int = 128, repeats: int = 3) -> None:
     moved = float(result.attrs["value"]) - float(result.attrs["baseline_value"])
     print(f"integrated gradients, GPT-2 124 M, {n_tokens} tokens, {torch.get_num_threads()} threads")
     print(f"{'':12s} {'seconds':>8s} {'steps':>6s} {'|Σ - ΔF|':>10s} {'completeness':>13s}")
-    print(f"{'lensplorer':12s} {our_time:8.2f} {result.attrs['steps']:6d} {abs(moved) * result.attrs['completeness']:10.2e} {result.attrs['completeness']:13.2%}")
+    print(
+        f"{'lensplorer':12s} {our_time:8.2f} {result.attrs['steps']:6d} {abs(moved) * result.attrs['completeness']:10.2e} {result.attrs['completeness']:13.2%}"
+    )
     print(f"{'captum':12s} {captum_time:8.2f} {50:6d} {float(found['captum'][1].abs()):10.2e} {'':>13s}")
     holds = ratio <= 0.5 and result.attrs["completeness"] <= 0.01
     print(f"ratio {ratio:.2f} (must be <= 0.50 with completeness <= 1 %): {'holds' if holds else 'DOES NOT HOLD'}")

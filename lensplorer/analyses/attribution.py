@@ -1,0 +1,348 @@
+"""Attribution: a score per input token for one prediction.
+
+F is a target's logit, log-probability, probability, or the difference to a second token, at one position, as a function of the token
+embeddings e (``lensplorer.analyses.question``). A token after that position gets exactly 0.
+
+| method | score of token s | |
+|---|---|---|
+| ``saliency`` | ‖∂F/∂e_s‖₂ | unsigned |
+| ``input_x_gradient`` | Σ e_s · ∂F/∂e_s | signed |
+| ``input_x_gradient_norm`` | ‖e_s ⊙ ∂F/∂e_s‖₂ | unsigned |
+| ``integrated_gradients`` | (e_s - b) · ∫₀¹ ∂F/∂e_s (b + α (e - b)) dα | signed, sums to F(e) - F(b) |
+| ``occlusion`` | F(e) - F(e with e_s replaced by b) | signed |
+| ``attention`` | pattern at the position, mean over layers and heads | unsigned, knows no target |
+| ``rollout`` | ``attention_rollout`` at the position | unsigned, knows no target |
+
+and through Captum ``gradient_shap``, ``deeplift``, ``lime``, ``kernel_shap`` and ``feature_ablation`` (``attribution_captum``).
+
+Sources: Simonyan et al. 2014 (saliency); Shrikumar et al. 2016 (input × gradient); Sundararajan et al. 2017 (integrated gradients);
+Zeiler and Fergus 2014 (occlusion); Abnar and Zuidema 2020 (rollout).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from lensplorer.analyses.attention import PATTERN_READS, attention_rollout, patterns
+from lensplorer.analyses.base import analysis, choose, make_result
+from lensplorer.analyses.question import BASELINES, OBJECTIVES, Question, baseline_embedding, default_baseline, needs_gradients
+from lensplorer.errors import AnalysisError
+from lensplorer.tokens import token_text
+from lensplorer.trace import run_trace
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from lensplorer.trace import Trace
+
+GRADIENT_METHODS = ("saliency", "input_x_gradient", "input_x_gradient_norm")
+BASELINE_METHODS = ("integrated_gradients", "occlusion")
+ATTENTION_METHODS = ("attention", "rollout")
+CAPTUM_METHODS = ("gradient_shap", "deeplift", "lime", "kernel_shap", "feature_ablation")
+METHODS = (*GRADIENT_METHODS, *BASELINE_METHODS, *ATTENTION_METHODS, *CAPTUM_METHODS)
+UNSIGNED = ("saliency", "input_x_gradient_norm", *ATTENTION_METHODS)
+
+#: Nodes of the first Gauss-Legendre rule, and of each piece when it does not suffice.
+_FIRST_NODES = 8
+_SOURCE = "Simonyan et al. 2014; Shrikumar et al. 2016; Sundararajan et al. 2017; Zeiler and Fergus 2014; Abnar and Zuidema 2020; Captum"
+
+
+@analysis(reads=(), source=_SOURCE)
+def attribute(
+    trace: Trace,
+    target: str | int,
+    *,
+    versus: str | int | None = None,
+    method: str = "integrated_gradients",
+    position: int = -1,
+    objective: str = "logit",
+    baseline: str | None = None,
+    tolerance: float = 0.01,
+    max_steps: int = 1024,
+    n_samples: int | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """How much each token of the prompt speaks for a target.
+
+    >>> import lensplorer as lp
+    >>> trace = lp.run_trace(lp.load_model("storyworld"), "Once upon a")
+    >>> scores = lp.attribute(trace, " time")
+    >>> scores.attribution.dims, scores.attrs["completeness"] <= 0.01
+    (('position',), True)
+
+    Args:
+        trace: any trace; ``saliency`` and both ``input_x_gradient`` need ``run_trace(..., gradients=True)``.
+        target: token whose prediction is explained: exactly one token, or an id.
+        versus: explain the difference to this token.
+        method: see the module, or ``METHODS``.
+        position: the position whose prediction is explained; -1 is the last. Sources are the tokens up to it.
+        objective: ``"logit"``, ``"log_prob"`` (nats) or ``"prob"``.
+        baseline: the embedding that stands for no token: ``"zero"``, ``"mean"`` (over the vocabulary) or ``"pad"``. None: ``"zero"`` where the
+            model adds learned positions, else ``"mean"``, since a norm is singular at a residual of zeros (see ``default_baseline``).
+        tolerance: largest relative convergence delta of integrated gradients.
+        max_steps: gradients evaluated at most to reach it.
+        n_samples: samples of gradient SHAP, LIME and kernel SHAP. None: a default that grows with the prompt.
+        seed: of those samples.
+
+    Returns:
+        (position): attribution, in units of F; 0 after ``position``. attrs: method; target, target_id (and versus, versus_id); objective;
+        position; baseline; signed, 1 or 0; value = F. Methods with a baseline add baseline_value = F of nothing but baselines. Those
+        whose scores must sum to F(e) - F(b) add completeness, |Σ - (F(e) - F(b))| / |F(e) - F(b)|, and integrated gradients steps.
+
+    Raises:
+        TokenError: the target is not exactly one token.
+        TraceError: the position is outside the prompt, or the trace lacks the gradients that the method needs.
+        AnalysisError: unknown method, objective or baseline; a number that is not finite; an extra that is not installed.
+
+    Cost: gradients: one backward pass. Integrated gradients: forward and backward at ``steps`` nodes, in batches. Occlusion: one forward
+    pass per token, in batches. Attention and rollout: none. Captum: see ``attribution_captum``.
+    """
+    baseline = default_baseline(trace) if baseline is None else baseline
+    target_id = trace.token_id(target)
+    versus_id = None if versus is None else trace.token_id(versus)
+    question = make_question(trace, [trace.position(position)], [target_id], versus_id, method=method, objective=objective, baseline=baseline)
+    scores, attrs = _answer(question, method, tolerance=tolerance, max_steps=max_steps, n_samples=n_samples, seed=seed)
+    attrs = {name: float(values[0]) if isinstance(values, np.ndarray) else values for name, values in attrs.items()}
+    if versus_id is not None:
+        attrs |= {"versus": token_text(trace.model.tokenizer, versus_id), "versus_id": versus_id}
+    return make_result(
+        trace,
+        attribute,
+        {"attribution": (["position"], scores[0])},
+        units={"attribution": {"logit": "logits", "log_prob": "nats", "prob": "probability"}[objective] if method not in UNSIGNED else "1"},
+        position=question.positions[0],
+        target=token_text(trace.model.tokenizer, target_id),
+        target_id=target_id,
+        **_described(method, objective, baseline),
+        **attrs,
+    )
+
+
+@analysis(reads=(), source=_SOURCE)
+def attribution_matrix(
+    trace: Trace,
+    start: int,
+    *,
+    method: str = "integrated_gradients",
+    objective: str = "logit",
+    baseline: str | None = None,
+    tolerance: float = 0.01,
+    max_steps: int = 1024,
+    n_samples: int | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """How much each token speaks for each later token of a generated text.
+
+    >>> import lensplorer as lp
+    >>> trace = lp.run_trace(lp.load_model("storyworld"), "Once upon a time")
+    >>> matrix = lp.attribution_matrix(trace, 2, method="occlusion")
+    >>> matrix.attribution.dims, float(matrix.attribution[0, 2])
+    (('generated', 'source'), 0.0)
+
+    Args:
+        trace: a run over prompt and generated tokens; gradients as in ``attribute``.
+        start: index of the first generated token, from 1 (the first token of all has no prediction); negative counts from the end.
+        method, objective, baseline, tolerance, max_steps, n_samples, seed: as in ``attribute``.
+
+    Returns:
+        (generated, source): attribution; row t explains token t, predicted at position t - 1, and is 0 from source t on. ``generated``
+        holds t and generated_token its text. (generated): value = F, and where ``attribute`` has them baseline_value and completeness;
+        attrs["completeness"] is the worst row's.
+
+    Raises:
+        As ``attribute``; AnalysisError: start is the first token.
+
+    Cost: the runs of one ``attribute`` serve every row; gradients add one backward pass per row. Captum's methods run per row.
+    """
+    first = trace.position(start)
+    if first == 0:
+        raise AnalysisError(f"start is the first token, which the model does not predict: expected 1 to {len(trace) - 1}.")
+    baseline = default_baseline(trace) if baseline is None else baseline
+    generated = np.arange(first, len(trace))
+    question = make_question(
+        trace, [int(t) - 1 for t in generated], trace.tokens[first:].tolist(), None, method=method, objective=objective, baseline=baseline
+    )
+    scores, attrs = _answer(question, method, tolerance=tolerance, max_steps=max_steps, n_samples=n_samples, seed=seed)
+    per_row = {name: values for name, values in attrs.items() if isinstance(values, np.ndarray)}
+    attrs = {name: values for name, values in attrs.items() if name not in per_row}
+    if "completeness" in per_row:
+        attrs["completeness"] = float(per_row["completeness"].max())
+    texts = np.array(trace.token_texts, dtype=object)
+    return make_result(
+        trace,
+        attribution_matrix,
+        {"attribution": (["generated", "source"], scores), **{name: (["generated"], values) for name, values in per_row.items()}},
+        {
+            "generated": generated,
+            "generated_token": ("generated", texts[first:]),
+            "source": np.arange(len(trace)),
+            "source_token": ("source", texts),
+        },
+        start=first,
+        **_described(method, objective, baseline),
+        **attrs,
+    )
+
+
+def make_question(
+    trace: Trace, positions: list[int], targets: list[int], versus: int | None, *, method: str, objective: str, baseline: str
+) -> Question:
+    """The checked question of ``attribute``: one row per position and target."""
+    choose("method", method, METHODS)
+    choose("objective", objective, OBJECTIVES)
+    choose("baseline", baseline, BASELINES)
+    start = baseline_embedding(trace, baseline if _uses_baseline(method) else "zero")
+    others = None if versus is None else torch.full((len(targets),), versus)
+    return Question(trace, tuple(positions), torch.tensor(targets), others, objective, start)
+
+
+def _uses_baseline(method: str) -> bool:
+    return method in BASELINE_METHODS or method in CAPTUM_METHODS
+
+
+def _described(method: str, objective: str, baseline: str) -> dict[str, Any]:
+    return {
+        "method": method,
+        "objective": objective,
+        "baseline": baseline if _uses_baseline(method) else "none",
+        "signed": int(method not in UNSIGNED),
+        "attributed": "token embeddings; learned positions are part of the model",
+    }
+
+
+def _answer(
+    question: Question, method: str, *, tolerance: float, max_steps: int, n_samples: int | None, seed: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Scores [row, position] and further attrs: an array where each row has its own. [row]"""
+    extra: dict[str, Any] = {"value": question.of_trace().detach().double().cpu().numpy()}
+    if method in GRADIENT_METHODS:
+        scores = gradient_scores(question, method)
+    elif method == "integrated_gradients":
+        scores, more = integrated_gradients(question, tolerance=tolerance, max_steps=max_steps)
+        extra |= more
+    elif method == "occlusion":
+        scores = occlusion(question)
+    elif method in ATTENTION_METHODS:
+        scores = attention_scores(question, method)
+    else:
+        from lensplorer.analyses.attribution_captum import captum_scores
+
+        scores, more = captum_scores(question, method, n_samples=n_samples, seed=seed)
+        extra |= more
+    return question.pad(scores), extra
+
+
+# -- the methods: each gives [row, position] -------------------------------------------------------------------------------------------
+
+
+def gradient_scores(question: Question, method: str) -> torch.Tensor:
+    """Saliency and input × gradient, from the trace's own graph."""
+    embeddings = needs_gradients(question.trace, method, tuple(name for name in METHODS if name not in GRADIENT_METHODS))
+    gradients = _gradients(question.of_trace(), embeddings)[:, 0].float()  # [row, position, d_model]
+    if method == "saliency":
+        return torch.linalg.vector_norm(gradients, dim=-1)
+    product = gradients * embeddings.detach().float()
+    return product.sum(-1) if method == "input_x_gradient" else torch.linalg.vector_norm(product, dim=-1)
+
+
+def _gradients(values: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    """∂ values[row] / ∂ embeddings, one backward pass each; the graph is kept. [row] → [row, *embeddings.shape]"""
+    return torch.stack([torch.autograd.grad(value, embeddings, retain_graph=True)[0] for value in values])
+
+
+def integrated_gradients(question: Question, *, tolerance: float, max_steps: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Gauss-Legendre along the straight path from the baseline, refined where it errs.
+
+    The identity Σ attributions = F(b) - F(a) holds on every piece [a, b] of the path, so each piece shows its own error, and only those
+    that err are cut. Near a zero baseline a model without learned positions needs it: RMSNorm makes F jump within a thousandth of the path.
+    """
+    if not 0 < tolerance < 1:
+        raise AnalysisError(f"tolerance must be between 0 and 1, got {tolerance}.")
+    if max_steps < _FIRST_NODES:
+        raise AnalysisError(f"max_steps must be at least {_FIRST_NODES}, got {max_steps}.")
+    value = question.of_trace().detach().double().cpu()
+    start_value = question.of_path(torch.zeros(1))[0]
+    difference = value - start_value  # [row]
+    accepted = (tolerance * difference.abs()).clamp_min(question.noise)
+    pieces = [_Piece(question, 0.0, 1.0, start_value, value)]
+    steps = _FIRST_NODES
+    while True:
+        errors = torch.stack([piece.error for piece in pieces])  # [piece, row]
+        # The sum is the identity; the root of the squares keeps large errors from cancelling by luck.
+        failing = torch.maximum(errors.sum(0).abs(), errors.square().sum(0).sqrt()) > accepted
+        affordable = (max_steps - steps) // (_CUTS * _FIRST_NODES)
+        if not bool(failing.any()) or affordable == 0:
+            break
+        # A piece matters by its share of some failing row's squared error.
+        share = (errors.square() / errors.square().sum(0).clamp_min(1e-60))[:, failing].amax(-1)
+        chosen = {index for index in share.argsort(descending=True)[:affordable].tolist() if share[index] > 0.25 / len(pieces)}
+        pieces = [part for index, piece in enumerate(pieces) for part in (piece.cut(question) if index in chosen else [piece])]
+        steps += _CUTS * _FIRST_NODES * len(chosen)
+    scores = torch.stack([piece.scores for piece in pieces]).sum(0)  # [row, position]
+    return scores, {"baseline_value": start_value.numpy(), "completeness": relative_error(scores, difference), "steps": steps}
+
+
+_CUTS = 3  # parts of a piece that errs
+
+
+class _Piece:
+    """One stretch of the path, with its attributions [row, position] and how far their sum is off, signed. [row]"""
+
+    def __init__(self, question: Question, low: float, high: float, low_value: torch.Tensor, high_value: torch.Tensor) -> None:
+        self.low, self.high, self.low_value, self.high_value = low, high, low_value, high_value
+        shares, weights = _nodes(low, high)
+        self.scores = torch.zeros(question.rows, question.length, dtype=torch.float64)
+        for at, weight in zip(question.batches(shares, gradients=True), question.batches(weights, gradients=True)):
+            values, found = question.run(question.along(at), len(at), gradients=True)
+            leaf = cast(torch.Tensor, found)
+            gradients = _gradients((values * weight.to(values)[:, None]).sum(0), leaf)  # [row, node, position, d_model]
+            # leaf = b + α (e - b), so (e - b) = (leaf - b) / α: no second run for e.
+            whole = (leaf.detach().double() - question.start.to(leaf.device).double()) / at.to(leaf.device)[:, None, None]
+            self.scores += torch.einsum("rnpd,npd->rp", gradients.double(), whole).cpu()
+        self.error = self.scores.sum(-1) - (high_value - low_value)
+
+    def cut(self, question: Question) -> list[_Piece]:
+        if self.low > 0:
+            inner = [self.low ** (1 - part) * self.high**part for part in (1 / 3, 2 / 3)]
+        else:
+            inner = [self.high / 16, self.high / 4] if self.high == 1 else [self.high / 256, self.high / 16]
+        bounds = [self.low, *inner, self.high]
+        values = [self.low_value, *question.of_path(torch.tensor(inner, dtype=torch.float64)), self.high_value]
+        return [_Piece(question, *bounds[i : i + 2], *values[i : i + 2]) for i in range(_CUTS)]
+
+
+def _nodes(low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gauss-Legendre nodes and weights on [low, high]: in α from 0, else in ln α, the scale on which a normed model changes. Each [node]"""
+    nodes, weights = np.polynomial.legendre.leggauss(_FIRST_NODES)
+    nodes, weights = (nodes + 1) / 2, weights / 2
+    if low == 0:
+        return torch.from_numpy(high * nodes), torch.from_numpy(high * weights)
+    shares = low * (high / low) ** nodes
+    return torch.from_numpy(shares), torch.from_numpy(shares * weights * np.log(high / low))
+
+
+def relative_error(scores: torch.Tensor, difference: torch.Tensor) -> np.ndarray:
+    """|Σ scores - difference| / |difference| of each row; 0 when both vanish."""
+    delta = (scores.double().sum(-1) - difference).abs()
+    return (delta / difference.abs().clamp_min(1e-30)).numpy()
+
+
+def occlusion(question: Question) -> torch.Tensor:
+    """F of the prompt minus F with one token's embedding replaced by the baseline."""
+    length = question.positions[-1] + 1
+    keep = ~torch.eye(question.length, dtype=torch.bool)[:length]
+    return question.of_trace().detach().double().cpu()[:, None] - question.without(keep).T
+
+
+def attention_scores(question: Question, method: str) -> torch.Tensor:
+    """What the attention says at the rows' positions, whatever the target."""
+    trace = question.trace
+    if "blocks.0.attn.hook_pattern" not in trace:
+        trace = run_trace(trace.model, trace.tokens.tolist(), reads=PATTERN_READS, interventions=trace.interventions)
+    rows = list(question.positions)
+    if method == "rollout":
+        return torch.from_numpy(attention_rollout(trace).weight.values[rows])
+    return torch.stack([pattern[:, rows].mean(0).cpu() for pattern in patterns(trace)]).mean(0)
