@@ -134,8 +134,8 @@ def test_only_new_tokens_run(tiny_model: Callable[..., Any], monkeypatch: pytest
     assert tree.extend(tree.root, [*LONG[:10], 6, 7, 8, 9]).parent is other
     assert ran == [20, 1, 3, 1]
     for node in (a, b, other):
-        tree.trace(node).logits
-        tree.window(node)
+        assert len(tree.trace(node).logits) == len(node)
+        assert len(tree.window(node)) == 1
     assert ran == [20, 1, 3, 1]
 
 
