@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from lensplorer.errors import AnalysisError
-from lensplorer.interventions.checks import check_hook
-from lensplorer.interventions.values import ALL, Positions, PositionsLike, edit, index, where
+from lensplorer.interventions.checks import check_editable
+from lensplorer.interventions.values import ALL, Positions, PositionsLike, index, where
 from lensplorer.models import LensModel
 from lensplorer.trace import Hook
 
@@ -60,17 +60,6 @@ class Dictionary:
     def __repr__(self) -> str:
         return f"sae({self.hook_out!r}, {self.d_sae})"
 
-    def encode(self, value: torch.Tensor) -> torch.Tensor:
-        """[..., d_in] → [..., d_sae]; heads are laid side by side for an SAE of ``hook_z``."""
-        if self.hook_in.endswith("hook_z") and value.shape[-1] != self.sae.cfg.d_in:
-            value = value.flatten(-2)
-        if value.shape[-1] != self.sae.cfg.d_in:
-            raise AnalysisError(
-                f"This SAE reads {self.sae.cfg.d_in} numbers at {self.hook_in!r} of {self.model or 'its model'}, and the model that runs has"
-                f" {value.shape[-1]} there: it is an SAE of another model."
-            )
-        return self.sae.encode(value)
-
 
 @dataclass(frozen=True, repr=False)
 class FeatureEdit:
@@ -83,30 +72,25 @@ class FeatureEdit:
     positions: Positions = ALL
 
     def hooks(self, model: LensModel, positions: range) -> list[Hook]:
-        dictionary = self.dictionary
-        for name in {dictionary.hook_in, dictionary.hook_out}:
-            check_hook(model, name)
-        seen: list[torch.Tensor] = []  # a transcoder's input, on its way to the output
+        from lensplorer.saes.audit import check_sae
+        from lensplorer.saes.codes import splice_hooks
 
-        def keep(value: torch.Tensor, hook: Any) -> torch.Tensor:
-            seen[:] = [value]
-            return value
+        sae = self.dictionary.sae
+        site = check_sae(model, sae)
+        check_editable(model, site.write)
+        at = self.positions.within(positions)
+        if not at:
+            return []
+        keep = torch.ones(len(positions), dtype=torch.bool)
+        keep[torch.tensor(at) - positions.start] = False
+        return splice_hooks(sae, site, error_term=True, edit=self._edited, keep=keep)[1]
 
-        def change(part: torch.Tensor, at: list[int]) -> torch.Tensor:
-            rows = torch.tensor(at, device=part.device) - positions.start
-            given = part if not seen else seen[0][:, rows]
-            features = dictionary.encode(given)
-            edited = features.clone()
-            edited[..., list(self.features)] = self.value if self.mode == "clamp" else self.value * features[..., list(self.features)]
-            before = dictionary.sae.decode(features)
-            dictionary.encode(given)  # decode undoes a normalisation that encode leaves behind, once
-            after = dictionary.sae.decode(edited)
-            return part + (after - before).reshape(part.shape).to(part)
-
-        hooks = edit(model, dictionary.hook_out, positions, change, positions=self.positions)
-        if hooks and dictionary.hook_in != dictionary.hook_out:
-            hooks = [(dictionary.hook_in, keep), *hooks]
-        return hooks
+    def _edited(self, features: torch.Tensor) -> torch.Tensor:
+        """[..., d_sae] → [..., d_sae]"""
+        chosen = list(self.features)
+        edited = features.clone()
+        edited[..., chosen] = self.value if self.mode == "clamp" else self.value * features[..., chosen]
+        return edited
 
     def __repr__(self) -> str:
         features = self.features[0] if len(self.features) == 1 else list(self.features)
@@ -123,8 +107,8 @@ def scale_feature(sae: Any, feature: int | Iterable[int], factor: float, *, posi
         positions: absolute positions, from 0 (see ``ablate``); None: all.
 
     Raises:
-        AnalysisError: no such feature, or metadata without a hook; when it runs: an SAE of another model.
-        TraceError: when it runs: the model has no such hook.
+        AnalysisError: no such feature, or metadata without a hook.
+        SAEError: when it runs: an SAE of another model, or trained on other weights of it; the message names both sides.
     """
     return _feature_edit(sae, feature, "scale", factor, positions)
 
