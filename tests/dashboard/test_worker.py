@@ -1,0 +1,77 @@
+"""The worker: every command in order, pictures only of the newest state, and a thread that survives what fails."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from lensplorer.dashboard.worker import Worker
+
+
+def test_all_commands_in_order_and_pictures_conflated():
+    done, pictures = [], []
+    drawing, go_on, all_drawn = threading.Event(), threading.Event(), threading.Event()
+
+    def draw(started):
+        pictures.append(len(done))
+        drawing.set()
+        go_on.wait(10)  # the first picture takes until every command has come
+        if len(done) == 200:
+            all_drawn.set()
+
+    worker = Worker(draw)
+    worker.submit(lambda: done.append(0))
+    assert drawing.wait(10)
+    for i in range(1, 200):
+        worker.submit(lambda i=i: done.append(i))
+    go_on.set()
+    assert all_drawn.wait(10)
+    worker.stop()
+    worker.join(10)
+    assert done == list(range(200))
+    assert len(pictures) < 10
+
+
+def test_the_last_picture_shows_the_last_command():
+    state, pictures = [], []
+    drawn = threading.Event()
+
+    def draw(started):
+        pictures.append(list(state))
+        if len(state) == 50:
+            drawn.set()
+
+    worker = Worker(draw)
+    for i in range(50):
+        worker.submit(lambda i=i: state.append(i))
+    assert drawn.wait(10)
+    worker.stop()
+    worker.join(10)
+    assert pictures[-1] == list(range(50))
+
+
+def test_later_parts_come_when_nothing_waits():
+    order = []
+    finished = threading.Event()
+
+    def finish():
+        order.append("finish")
+        finished.set()
+
+    worker = Worker(lambda started: order.append("draw"), finish)
+    worker.submit(lambda: order.append("command"))
+    assert finished.wait(10)
+    worker.stop()
+    worker.join(10)
+    assert order == ["command", "draw", "finish"]
+
+
+def test_a_failing_command_does_not_end_the_thread(caplog):
+    done = threading.Event()
+    worker = Worker(lambda started: None)
+    with caplog.at_level(logging.CRITICAL):
+        worker.submit(lambda: 1 / 0)
+        worker.submit(done.set)
+        assert done.wait(10)
+    worker.stop()
+    worker.join(10)
