@@ -20,6 +20,8 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "lensplorer.models": ("load_model", "model_info", "LensModel", "ModelInfo"),
     "lensplorer.trace": ("run_trace", "Trace"),
     "lensplorer.analyses.scores": ("token_scores", "next_token"),
+    "lensplorer.analyses.features": ("feature_activations", "splice_fidelity", "cross_layer_features"),
+    "lensplorer.saes": ("load_sae", "load_sae_config", "search_saes", "sae_info", "sae_reads", "audit_sae", "model_for_sae", "feature_labels"),
     "lensplorer.views": ("draw",),
     "lensplorer.errors": ("LensplorerError",),
 }

@@ -1,0 +1,121 @@
+"""What is known about a loaded SAE or transcoder, and the way to sae-lens.
+
+lensplorer hands out sae-lens' own objects. What their configuration does not say (release, file, labels) is kept beside them and asked for
+with ``sae_info``, as ``model_info`` does for models.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lensplorer.errors import SAEError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+
+#: What sae-lens says aloud when it loads, and our audit decides instead.
+_ALREADY_AUDITED = (".*non-empty model_from_pretrained_kwargs.*", ".*norm_scaling_factor not found.*", ".*summing all decoders together.*")
+
+
+@dataclass(frozen=True)
+class SAEInfo:
+    """What is known about an SAE, shown on the page and written into each result's attrs.
+
+    Attributes:
+        name: how to say it: ``"release/sae_id"``, a folder, or ``"repo_id/filename"``.
+        architecture: sae-lens' name, e.g. ``"jumprelu"``.
+        hook: the activation it encodes, under TransformerLens' name.
+        hook_out: for a transcoder the activation that it predicts, else None.
+        layer: block of ``hook``; None when the name has none.
+        model_name: the model it was trained on, as its metadata call it; None if they do not say.
+        d_in, d_out, d_sae: width of what it reads, of what it predicts, and number of features.
+        release, sae_id, revision: under which it was loaded, where it was.
+        neuronpedia_id: e.g. ``"gpt2-small/8-res-jb"``.
+        expected_l0: active features per token as the release states; None if it does not.
+        labels_path: labels stored beside the weights.
+        reconstructs: False for a cross-layer transcoder cut into layers: features only, no reconstruction.
+    """
+
+    name: str
+    architecture: str
+    hook: str
+    hook_out: str | None
+    layer: int | None
+    model_name: str | None
+    d_in: int
+    d_out: int
+    d_sae: int
+    release: str | None = None
+    sae_id: str | None = None
+    revision: str | None = None
+    neuronpedia_id: str | None = None
+    expected_l0: float | None = None
+    labels_path: Path | None = None
+    reconstructs: bool = True
+
+
+def sae_info(sae: Any) -> SAEInfo:
+    """The ``SAEInfo`` of an SAE, made from its configuration when it was not loaded by ``load_sae``.
+
+    Raises:
+        SAEError: it is no SAE of sae-lens, or its metadata name no hook.
+    """
+    info = getattr(sae, "lensplorer_info", None)
+    return info if info is not None else describe(sae)
+
+
+def describe(sae: Any, *, name: str | None = None, **facts: Any) -> SAEInfo:
+    """The ``SAEInfo`` in an SAE's own configuration, with further ``facts`` about where it came from."""
+    cfg: Any = getattr(sae, "cfg", None)
+    metadata = getattr(cfg, "metadata", None)
+    if metadata is None or not hasattr(sae, "encode"):
+        raise SAEError(f"Expected an SAE of sae-lens (from load_sae), got {type(sae).__name__}.")
+    hook = metadata.hook_name
+    if not hook:
+        raise SAEError(f"The SAE {name or sae.get_name()!r} does not say which activation it reads: give it as hook='blocks.8.hook_resid_pre'.")
+    match = _BLOCK.search(hook)
+    return SAEInfo(
+        name=name or f"{metadata.model_name or 'custom'}/{hook}",
+        architecture=cfg.architecture(),
+        hook=hook,
+        hook_out=metadata.hook_name_out or None,
+        layer=int(match.group(1)) if match else None,
+        model_name=metadata.model_name or None,
+        d_in=int(cfg.d_in),
+        d_out=int(getattr(cfg, "d_out", cfg.d_in)),
+        d_sae=int(cfg.d_sae),
+        **{"neuronpedia_id": metadata.neuronpedia_id or None, **facts},
+    )
+
+
+def sae_lens() -> Any:
+    """The sae-lens package, imported when first needed (it takes seconds).
+
+    Raises:
+        SAEError: it is not installed; the message says how.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it imports what TransformerLens has renamed
+            import sae_lens as package
+    except ImportError as error:
+        if error.name and error.name.split(".")[0] != "sae_lens":
+            raise
+        raise SAEError('SAE features need sae-lens: pip install "lensplorer[sae]".') from error
+    return package
+
+
+@contextmanager
+def quiet_sae_lens() -> Iterator[None]:
+    """Silence the reminders of sae-lens that the audit turns into checks."""
+    with warnings.catch_warnings():
+        for message in _ALREADY_AUDITED:
+            warnings.filterwarnings("ignore", message=f"(?s){message}", category=UserWarning)
+        yield
