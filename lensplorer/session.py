@@ -16,6 +16,7 @@ from typing import Any
 
 from lensplorer.errors import LensplorerError, PromptError, SessionError
 from lensplorer.models import LensModel, model_info
+from lensplorer.sampling.steps import ChosenToken, SamplingSession, SamplingSettings, holding, read_sampling
 from lensplorer.stepping import TokenTree
 from lensplorer.tokens import Prompt, token_texts
 from lensplorer.trace import Intervention, Reads, Trace, prompt_ids
@@ -36,6 +37,7 @@ class PromptState:
         origin: the ids that ``reset`` returns to.
         parent: the key of the prompt it was branched from, or None.
         forked_at: how many tokens it shared with its parent when it was branched.
+        choices: how tokens of the completion were chosen, by rising position.
     """
 
     key: int
@@ -44,6 +46,7 @@ class PromptState:
     origin: tuple[int, ...]
     parent: int | None = None
     forked_at: int = 0
+    choices: tuple[ChosenToken, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class State:
         return self.prompts[self.current]
 
 
-class Session:
+class Session(SamplingSession):
     """A walk through a model's continuations.
 
     >>> import lensplorer as lp
@@ -98,6 +101,7 @@ class Session:
     ) -> None:
         if max_prompts < 1:
             raise SessionError(f"max_prompts must be at least 1, got {max_prompts}.")
+        super().__init__()
         self.model = model
         self.max_prompts = max_prompts
         self.tree = TokenTree(model, reads=reads, interventions=tuple(interventions), max_bytes=max_bytes)
@@ -136,7 +140,9 @@ class Session:
 
         Raises:
             PromptError: the prompt is empty.
+            SessionError: the model is switched off.
         """
+        self._require_model()
         if not self.ids:
             raise PromptError("The prompt is empty: give at least one token of text.")
         return self.tree.trace(self.tree.extend(self.tree.root, self.ids))
@@ -200,16 +206,17 @@ class Session:
     # -- tokens ------------------------------------------------------------------------------------------------------------------
 
     def append(self, token: str | int | None = None) -> None:
-        """Append one token: an id, a text that is exactly one token, or None for the most likely one.
+        """Append one token: an id, a text that is exactly one token, or None for the most likely one that the constraint admits.
 
         Raises:
+            SamplingError: it violates the constraint.
             TokenError: the text is not exactly one token, or the id is outside the vocabulary.
             PromptError: the context is full.
         """
         from lensplorer.tokens import resolve_token
 
         if token is None:
-            token = int(self.trace().logits[-1].argmax())
+            token = self._most_likely()
         self._append([resolve_token(self.model.tokenizer, token, d_vocab=int(self.model.cfg.d_vocab))])
 
     def append_text(self, text: str) -> None:
@@ -217,6 +224,7 @@ class Session:
 
         Raises:
             PromptError: it is empty, or does not fit the context.
+            SamplingError: it violates the constraint.
         """
         self._append(prompt_ids(self.model, text, prepend_bos=False))
 
@@ -235,22 +243,23 @@ class Session:
         """Take another token at ``position``: what follows is cut off, on a branch when the list has room for one.
 
         Raises:
-            TokenError, SessionError: as ``append``; the position is outside the prompt or its first token.
+            TokenError, SamplingError: as ``append``.
+            SessionError: the position is outside the prompt or its first token.
         """
         from lensplorer.tokens import resolve_token
 
         if not 1 <= position < len(self.ids):
             raise SessionError(f"Position {position} cannot be changed: expected 1 to {len(self.ids) - 1}.")
         token_id = resolve_token(self.model.tokenizer, token, d_vocab=int(self.model.cfg.d_vocab))
-        kept = self.ids[:position]
-        if len(self.state.prompts) < self.max_prompts:
-            source, state = self.state.prompt, self.state
-            key = max(p.key for p in state.prompts) + 1
-            branch = replace(source, key=key, ids=(*kept, token_id), n_given=min(source.n_given, position), parent=source.key, forked_at=position)
+        source, state = self.state.prompt, self.state
+        cut = replace(source, ids=source.ids[:position], n_given=min(source.n_given, position))
+        changed = self._forced(replace(cut, choices=holding(source, cut)), [token_id])
+        if len(state.prompts) < self.max_prompts:
+            branch = replace(changed, key=max(p.key for p in state.prompts) + 1, parent=source.key, forked_at=position)
             at = state.current + 1
             self._become(State((*state.prompts[:at], branch, *state.prompts[at:]), at, None))
         else:
-            self._change_prompt(ids=(*kept, token_id), n_given=min(self.state.prompt.n_given, position))
+            self._become(self._replaced(changed))
 
     # -- cursor ------------------------------------------------------------------------------------------------------------------
 
@@ -326,6 +335,7 @@ class Session:
             "version": FORMAT_VERSION,
             "model": {"name": info.name, "revision": info.revision, "d_vocab": int(self.model.cfg.d_vocab)},
             "state": asdict(self.state),
+            "sampling": self._sampling_content(),
         }
         write_atomically(Path(path), json.dumps(content, ensure_ascii=False, indent=1))
 
@@ -335,8 +345,9 @@ class Session:
         Raises:
             SessionError: the file cannot be read, is no session, or is of another model.
         """
-        state = read_session(Path(path), self.model)
+        state, sampling = read_session(Path(path), self.model)
         self._become(state)
+        self._take_up_sampling(sampling)
 
     # -- inside ------------------------------------------------------------------------------------------------------------------
 
@@ -345,7 +356,7 @@ class Session:
 
     def _append(self, new: Sequence[int]) -> None:
         self._check_fits(len(self.ids) + len(new))
-        self._change_prompt(ids=(*self.ids, *new))
+        self._become(self._replaced(self._forced(self.state.prompt, new)))
 
     def _check_fits(self, n: int) -> None:
         info = model_info(self.model)
@@ -353,10 +364,14 @@ class Session:
             raise PromptError(f"That would be {n} tokens, and the context of {info.name!r} is {info.n_ctx}.")
 
     def _change_prompt(self, **changes: Any) -> None:
+        prompt = replace(self.state.prompt, **changes)
+        self._become(self._replaced(replace(prompt, choices=holding(self.state.prompt, prompt))))
+
+    def _replaced(self, prompt: PromptState) -> State:
+        """The state with ``prompt`` in place of the current one."""
         state = self.state
-        prompt = replace(state.prompt, **changes)
         prompts = (*state.prompts[: state.current], prompt, *state.prompts[state.current + 1 :])
-        self._become(State(prompts, state.current, self._clipped(state.cursor, prompt)))
+        return State(prompts, state.current, self._clipped(state.cursor, prompt))
 
     def _become(self, state: State) -> None:
         if state == self.state:
@@ -371,8 +386,8 @@ class Session:
         return None if cursor is None or not prompt.ids else min(cursor, len(prompt.ids) - 1)
 
 
-def read_session(path: Path, model: LensModel) -> State:
-    """The state in a session file, checked against ``model``.
+def read_session(path: Path, model: LensModel) -> tuple[State, SamplingSettings]:
+    """The state and the sampling settings in a session file, checked against ``model``.
 
     Raises:
         SessionError: the file cannot be read, is no session, or is of another model.
@@ -391,7 +406,7 @@ def read_session(path: Path, model: LensModel) -> State:
         saved = content["model"]
         if saved["d_vocab"] != int(model.cfg.d_vocab) or saved["name"] != model_info(model).name:
             raise SessionError(f"The session is of model {saved['name']!r}, and the model loaded is {model_info(model).name!r}: load that one first.")
-        state = _parse_state(content["state"])
+        state, sampling = _parse_state(content["state"]), read_sampling(content.get("sampling", {}))
         for prompt in state.prompts:
             for token_id in (*prompt.ids, *prompt.origin):
                 if not 0 <= token_id < saved["d_vocab"]:
@@ -400,12 +415,20 @@ def read_session(path: Path, model: LensModel) -> State:
         raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise SessionError(f"The session file {str(path)!r} is damaged: {type(error).__name__} {error}.") from error
-    return state
+    return state, sampling
 
 
 def _parse_state(saved: dict[str, Any]) -> State:
     prompts = tuple(
-        PromptState(**{**prompt, "ids": tuple(map(int, prompt["ids"])), "origin": tuple(map(int, prompt["origin"]))}) for prompt in saved["prompts"]
+        PromptState(
+            **{
+                **prompt,
+                "ids": tuple(map(int, prompt["ids"])),
+                "origin": tuple(map(int, prompt["origin"])),
+                "choices": tuple(map(ChosenToken.from_dict, prompt.get("choices", ()))),
+            }
+        )
+        for prompt in saved["prompts"]
     )
     state = State(prompts, int(saved["current"]), None if saved["cursor"] is None else int(saved["cursor"]))
     _ = state.prompt  # an index out of range is damage

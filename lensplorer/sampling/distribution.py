@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,18 +68,36 @@ def sampling_distribution(
 
     Cost: O(d_vocab log d_vocab); no forward pass.
     """
-    if k < 1:
-        raise AnalysisError(f"k must be at least 1, got {k}.")
-    params = params or DecodingParams()
     position = trace.position(position)
     history = trace.tokens[: position + 1].tolist()
+    return distribution_of(
+        trace, trace.logits[position], history, params=params or DecodingParams(), k=k, n_prompt=n_prompt, constraint=constraint, chosen=chosen
+    )
+
+
+def distribution_of(
+    trace: Trace,
+    logits: torch.Tensor,
+    history: Sequence[int],
+    *,
+    params: DecodingParams,
+    k: int = 30,
+    n_prompt: int | None = None,
+    constraint: Constraint | None = None,
+    chosen: str | int | None = None,
+) -> xr.Dataset:
+    """``sampling_distribution`` from the logits after ``history`` [d_vocab]; the trace, of whatever part of it, says whose they are."""
+    if k < 1:
+        raise AnalysisError(f"k must be at least 1, got {k}.")
+    history = list(history)
+    position = len(history) - 1
     if n_prompt is None:
         n_prompt = len(history)
     if not 0 <= n_prompt <= len(history):
         raise AnalysisError(f"n_prompt must be 0 to {len(history)}, the tokens up to position {position}, got {n_prompt}.")
-    d_vocab = int(trace.logits.shape[-1])
+    d_vocab = len(logits)
     allowed = None if constraint is None else compile_constraint(constraint, trace.model.tokenizer, d_vocab).allowed(history[n_prompt:])
-    stages = run_stages(trace.logits[position], params=params, history=history, n_prompt=n_prompt, allowed=allowed)
+    stages = run_stages(logits, params=params, history=history, n_prompt=n_prompt, allowed=allowed)
     mark = -1 if chosen is None else resolve_token(trace.model.tokenizer, chosen, d_vocab=d_vocab)
     ids = _candidates(stages, k, mark)
     summaries = summarise(stages)
