@@ -1,7 +1,7 @@
 """Two runs side by side: two prompts, a trace and its intervened twin, two branches, two models.
 
 At each position, with p and q the two distributions over the next token: KL(p‖q) = Σ p (ln p - ln q); Jensen-Shannon divergence
-½ KL(p‖m) + ½ KL(q‖m), m = ½ (p + q), at most ln 2 (Lin 1991). Both in nats, accumulated in float32 over the whole vocabulary.
+½ KL(p‖m) + ½ KL(q‖m), m = ½ (p + q), at most ln 2 (Lin 1991). Both in nats, accumulated in float64 over the whole vocabulary.
 
 Where tokenizers differ, runs are aligned by spans of text, and the two distributions are those after each span. They are then over different
 events; what is compared are the tokens of the same text, one by one, and the mass of all others together, which can only bring the two nearer.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lensplorer.trace import Trace
 
-_CHUNK = 2**24  # logits at a time in float32: 64 MiB
+_CHUNK = 2**23  # logits at a time in float64: 64 MiB
 _PER_POSITION = ("position", "query", "source")
 
 
@@ -118,7 +118,7 @@ def _divergences(
     step = max(1, _CHUNK // max(a.logits.shape[-1], b.logits.shape[-1]))
     kl, js, agree = [], [], []
     for start in range(0, len(last_a), step):
-        z_a, z_b = (trace.logits[last[start : start + step]].detach().float().cpu() for trace, last in ((a, last_a), (b, last_b)))
+        z_a, z_b = (trace.logits[last[start : start + step]].detach().double().cpu() for trace, last in ((a, last_a), (b, last_b)))
         if vocabulary is None:
             log_p, log_q = z_a[:, :width].log_softmax(-1), z_b[:, :width].log_softmax(-1)
             agree.append((z_a[:, :width].argmax(-1) == z_b[:, :width].argmax(-1)).numpy())

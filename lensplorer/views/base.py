@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 VIEWS: dict[str, Callable[..., Any]] = {}
 
 #: Modules of this package that register views; imported by the first ``draw``.
-_MODULES = ("scores", "lenses", "residual", "attention", "attribution", "features", "sampling", "comparison")
+_MODULES = ("scores", "lenses", "residual", "attention", "attribution", "features", "sampling", "comparison", "patching")
 
 
 def view(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
