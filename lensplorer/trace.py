@@ -302,22 +302,31 @@ def run_model(
 def _recorded(model: LensModel, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
     """Record activations of a HookedTransformer, interventions included.
 
-    Its own caching hooks take a quarter of a one-token step to add, call and remove; plain ones take a hundredth.
+    Its own caching hooks take a quarter of a one-token step to add, call and remove, and even a plain hook a tenth. A hook point is an identity,
+    so one without hooks is made to record as it is called; one with hooks gets another after them, to record what they return.
     """
     recorded: dict[str, torch.Tensor] = {}
 
-    def recorder(name: str) -> Callable[[Any, Any, torch.Tensor], None]:
-        def record(point: Any, inputs: Any, value: torch.Tensor) -> None:
+    def recorder(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def record(value: torch.Tensor) -> torch.Tensor:
             recorded[name] = value.detach()
+            return value
 
         return record
 
-    handles = []
+    changed, handles = [], []
     try:
         for name in names:
-            handles.append(model.hook_dict[name].register_forward_hook(recorder(name)))
+            point, record = model.hook_dict[name], recorder(name)
+            if point._forward_hooks or point._forward_pre_hooks or "forward" in point.__dict__:
+                handles.append(point.register_forward_hook(lambda _, inputs, value, record=record: record(value)))
+            else:
+                changed.append(point)
+                point.__dict__["forward"] = record
         yield recorded
     finally:
+        for point in changed:
+            point.__dict__.pop("forward", None)
         for handle in handles:
             handle.remove()
 
