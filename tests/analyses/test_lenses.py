@@ -243,6 +243,7 @@ def test_gradients_do_not_leak_into_the_lens(tiny_model):
 
 MEMORY = """
 import resource, types
+import xarray  # its own memory is not the lens's
 import torch
 from lensplorer.analyses import lenses
 from lensplorer.analyses.lenses import logit_lens
