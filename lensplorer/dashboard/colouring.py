@@ -59,7 +59,7 @@ class TokenView:
 
     Attributes:
         name: its name, and its place in the keys 1-9 by order.
-        label: what the page calls it.
+        label: what the page calls it; ``short`` on its tab.
         quantity: the colour scale (``views.style``); empty for plain text.
         unit: ``"probability"`` (shown as 12.3 %), or a unit's name.
         functions: the analyses it asks, as (module of ``lensplorer.analyses``, name).
@@ -69,6 +69,7 @@ class TokenView:
 
     name: str
     label: str
+    short: str
     quantity: str
     unit: str
     functions: tuple[tuple[str, str], ...]
@@ -140,15 +141,17 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 
 
 ALL_VIEWS = (
-    TokenView("prompt", "Prompt", "", "", (), None),
-    TokenView("probability", "Probability", "probability", "probability", (("scores", "token_scores"),), _probability),
-    TokenView("entropy", "Entropy", "entropy", "nats", (("scores", "token_scores"),), _entropy),
-    TokenView("influence", "Attention influence", "attention", "", (("attention", "attention_influence"),), _influence),
-    TokenView("local_bias", "Local bias", "signed", "", (("residual", "token_similarity"),), _local_bias),
-    TokenView("energy", "Energy", "energy", "nats", (("scores", "token_scores"),), _energy),
-    TokenView("attribution", "Gradient attribution", "signed", "", (("attribution", "attribute"),), _attribution),
-    TokenView("hidden_similarity", "Hidden-state similarity", "signed", "", (("residual", "hidden_similarity"),), _hidden_similarity, True),
-    TokenView("residual", "Residual stream", "norm", "", (("residual", "residual_norms"),), _residual, True),
+    TokenView("prompt", "Prompt", "Prompt", "", "", (), None),
+    TokenView("probability", "Probability", "Probability", "probability", "probability", (("scores", "token_scores"),), _probability),
+    TokenView("entropy", "Entropy", "Entropy", "entropy", "nats", (("scores", "token_scores"),), _entropy),
+    TokenView("influence", "Attention influence", "Attention", "attention", "", (("attention", "attention_influence"),), _influence),
+    TokenView("local_bias", "Local bias", "Local bias", "signed", "", (("residual", "token_similarity"),), _local_bias),
+    TokenView("energy", "Energy", "Energy", "energy", "nats", (("scores", "token_scores"),), _energy),
+    TokenView("attribution", "Gradient attribution", "Attribution", "signed", "", (("attribution", "attribute"),), _attribution),
+    TokenView(
+        "hidden_similarity", "Hidden-state similarity", "Similarity", "signed", "", (("residual", "hidden_similarity"),), _hidden_similarity, True
+    ),
+    TokenView("residual", "Residual stream", "Residual", "norm", "", (("residual", "residual_norms"),), _residual, True),
 )
 
 

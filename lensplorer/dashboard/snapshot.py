@@ -217,7 +217,7 @@ def _status(explorer: Explorer) -> dict[str, Any]:
         "acknowledged": state.acknowledged,
         "message": state.message,
         "editor": state.editor,
-        "views": [{"name": view.name, "label": view.label} for view in explorer.views.values()],
+        "views": [{"name": view.name, "label": view.label, "short": view.short} for view in explorer.views.values()],
         "cursor": None,
         "n": 0,
         "theme": state.theme,

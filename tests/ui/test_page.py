@@ -11,7 +11,6 @@ from lensplorer.dashboard.actions import COMMANDS
 from lensplorer.dashboard.options import Options
 from lensplorer.session import Session
 from lensplorer.tokens import visible
-from lensplorer.trace import run_trace
 from tests.ui.conftest import Tab
 
 START = Options().prompt

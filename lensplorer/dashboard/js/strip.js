@@ -35,7 +35,7 @@ function makeStrip(page) {
       shownViews = names;
       tabs.replaceChildren(...views.map((view, index) => make("button", {
         role: "tab", "data-view": view.name, title: `${view.label} (${index + 1})`, onclick: () => page.act("go_to_view", { index }),
-      }, view.label)));
+      }, view.short)));
     }
     for (const tab of tabs.children) tab.setAttribute("aria-selected", String(tab.dataset.view === page.strip.view));
   }
