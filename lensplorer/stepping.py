@@ -5,9 +5,9 @@ In a causal model nothing before a new token changes, so appending one costs one
 over the new tokens alone; popping and jumping choose another node; two continuations of a node share all that precedes them; editing a
 token in the middle keeps what precedes it. ``trace`` gives the ``Trace`` that one run over the whole path would give.
 
-Memory is ``bytes_per_token(model, reads=...)``. For 12 layers of width 768 and a vocabulary of 50,257 with every activation that is about
-0.9 MB a token, and attention adds 576 bytes for each token before it: 1.2 GB for 1,000 tokens. With only the residual stream read it is
-0.35 MB a token, most of it logits.
+Memory is ``bytes_per_token(model, reads=...)``. For 12 layers of width 768 and a vocabulary of 50,257 with every activation that is 0.95 MB a
+token, and attention adds 576 bytes for each source: 1.5 GB for 1,000 tokens run at once. With only the residual stream read it is 0.31 MB a
+token, most of it logits. The path in use has its keys and values twice (0.07 MB a token). While a chunk runs, its activations exist twice.
 """
 
 from __future__ import annotations
