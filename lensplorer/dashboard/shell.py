@@ -33,7 +33,7 @@ def scales() -> dict[str, dict[str, dict[str, list[str]]]]:
 def theme_css() -> str:
     """The themes as custom properties of the shell."""
     rules = [
-        f'.shell[data-theme="{theme}"] {{ color-scheme: {theme}; {" ".join(f"--{name}: {value};" for name, value in colours.items())} }}'
+        f'.lensplorer[data-theme="{theme}"] {{ color-scheme: {theme}; {" ".join(f"--{name}: {value};" for name, value in colours.items())} }}'
         for theme, colours in THEMES.items()
     ]
     return "\n".join(rules)

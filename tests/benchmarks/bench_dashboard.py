@@ -22,7 +22,7 @@ REPEATS = 40
 LIMIT = 60.0  # ms
 
 _WATCH = """() => {
-  const find = (root) => { for (const e of root.querySelectorAll('*')) { if (e.matches('.shell')) return e;
+  const find = (root) => { for (const e of root.querySelectorAll('*')) { if (e.matches('.lensplorer')) return e;
     const inner = e.shadowRoot && find(e.shadowRoot); if (inner) return inner; } return null; };
   const shell = find(document);
   window.times = [];

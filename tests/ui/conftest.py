@@ -91,14 +91,14 @@ class Tab:
         self.page.goto(url + query)
 
     def ready(self) -> Tab:
-        self.page.locator('.shell[data-ready="true"]').wait_for()
+        self.page.locator('.lensplorer[data-ready="true"]').wait_for()
         self.settle()
         return self
 
     def settle(self) -> Tab:
         """Until the server has answered everything that was sent, and the page shows it."""
         self.page.wait_for_function(
-            """() => { const shell = find(document, '.shell');
+            """() => { const shell = find(document, '.lensplorer');
                        return shell && Number(shell.dataset.acknowledged) >= Number(shell.dataset.sent ?? 0);
                        function find(root, selector) {
                          for (const e of root.querySelectorAll('*')) {
@@ -160,8 +160,10 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     served = Server("--seed", "1", data=tmp_path_factory.mktemp("data"))
-    yield served
-    served.stop()
+    try:
+        yield served
+    finally:
+        served.stop()
 
 
 @pytest.fixture

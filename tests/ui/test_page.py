@@ -260,13 +260,13 @@ def test_every_button_names_its_key(tab):
 
 def test_light_and_dark(tab):
     background = "el => getComputedStyle(el).backgroundColor"
-    dark = tab.locator(".shell").evaluate(background)
+    dark = tab.locator(".lensplorer").evaluate(background)
     tab.press("t")
-    light = tab.locator(".shell").evaluate(background)
+    light = tab.locator(".lensplorer").evaluate(background)
     assert dark == "rgb(11, 16, 24)" and light == "rgb(247, 249, 252)"
     tab.page.reload()
     tab.ready()
-    assert tab.locator(".shell").evaluate(background) == light
+    assert tab.locator(".lensplorer").evaluate(background) == light
 
 
 def test_saving(tab):

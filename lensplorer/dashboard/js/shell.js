@@ -44,7 +44,7 @@ export function render({ model, el }) {
   const badge = makeBadge();
   panels.append(make("div", { class: "bar" }, title, badge.root), plot, plotNote);
   for (const child of model.get_child("panels")) plot.append(child);
-  const shell = make("div", { class: "shell" },
+  const shell = make("div", { class: "lensplorer" },
     make("header", {}, make("h1", { class: "brand" }, "lensplorer"), status.chip, make("span", { class: "grow" }), buttons("header")),
     rail.root,
     make("main", {}, strip.root, make("div", { class: "columns" }, candidates.root, make("div", { class: "panels" }, panels, lens.root))),
