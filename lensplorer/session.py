@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lensplorer.errors import LensplorerError, PromptError, SessionError
+from lensplorer.interventions.sessions import InterventionSession, checked, read_interventions, saved_interventions
 from lensplorer.models import LensModel, model_info
 from lensplorer.sampling.steps import ChosenToken, SamplingSession, SamplingSettings, holding, read_sampling
-from lensplorer.stepping import TokenTree
 from lensplorer.tokens import Prompt, token_texts
 from lensplorer.trace import Intervention, Reads, Trace, prompt_ids
 
@@ -57,18 +57,20 @@ class State:
         prompts: the list of prompts.
         current: index of the one on screen.
         cursor: position of the token cursor, or None for "the last token".
+        interventions: changes under which the model runs.
     """
 
     prompts: tuple[PromptState, ...]
     current: int = 0
     cursor: int | None = None
+    interventions: tuple[Intervention, ...] = ()
 
     @property
     def prompt(self) -> PromptState:
         return self.prompts[self.current]
 
 
-class Session(SamplingSession):
+class Session(InterventionSession, SamplingSession):
     """A walk through a model's continuations.
 
     >>> import lensplorer as lp
@@ -83,8 +85,8 @@ class Session(SamplingSession):
         prompt: the first prompt; None starts with the BOS token alone, or refuses to run until there is a prompt.
         max_prompts: how many prompts the list may hold.
         reads: what each trace caches (see ``run_trace``).
-        interventions: changes under which every trace runs.
-        max_bytes: bound of the activations kept for going back and forth.
+        interventions: changes under which every trace runs; ``intervene`` adds more.
+        max_bytes: bound of the activations kept for going back and forth; with interventions, half of it for the plain model's run.
 
     Errors leave the session as it was.
     """
@@ -104,9 +106,9 @@ class Session(SamplingSession):
         super().__init__()
         self.model = model
         self.max_prompts = max_prompts
-        self.tree = TokenTree(model, reads=reads, interventions=tuple(interventions), max_bytes=max_bytes)
+        self._keep_trees(reads, max_bytes)
         ids = self._encode(prompt) if prompt is not None else ()
-        self.state = State((PromptState(0, ids, len(ids), ids),))
+        self.state = State((PromptState(0, ids, len(ids), ids),), interventions=checked(model, interventions))
         self._undo: list[State] = []
         self._redo: list[State] = []
 
@@ -182,7 +184,7 @@ class Session(SamplingSession):
         if len(state.prompts) == 1:
             raise SessionError("This is the only prompt: it cannot be removed. Reset it, or set another text.")
         prompts = state.prompts[: state.current] + state.prompts[state.current + 1 :]
-        self._become(State(prompts, min(state.current, len(prompts) - 1), None))
+        self._become(replace(state, prompts=prompts, current=min(state.current, len(prompts) - 1), cursor=None))
 
     def next_prompt(self) -> None:
         """Go to the next prompt of the list, round and round."""
@@ -257,7 +259,7 @@ class Session(SamplingSession):
         if len(state.prompts) < self.max_prompts:
             branch = replace(changed, key=max(p.key for p in state.prompts) + 1, parent=source.key, forked_at=position)
             at = state.current + 1
-            self._become(State((*state.prompts[:at], branch, *state.prompts[at:]), at, None))
+            self._become(replace(state, prompts=(*state.prompts[:at], branch, *state.prompts[at:]), current=at, cursor=None))
         else:
             self._become(self._replaced(changed))
 
@@ -327,25 +329,29 @@ class Session(SamplingSession):
         """Write the session to one JSON file, atomically: a reader sees the old file or the new one.
 
         Raises:
-            SessionError: the file cannot be written.
+            SessionError: the file cannot be written, or an intervention is not one of ``lensplorer.interventions``.
         """
         info = model_info(self.model)
         content = {
             "format": "lensplorer session",
             "version": FORMAT_VERSION,
             "model": {"name": info.name, "revision": info.revision, "d_vocab": int(self.model.cfg.d_vocab)},
-            "state": asdict(self.state),
+            "state": {**asdict(replace(self.state, interventions=())), "interventions": saved_interventions(self.interventions)},
             "sampling": self._sampling_content(),
         }
         write_atomically(Path(path), json.dumps(content, ensure_ascii=False, indent=1))
 
-    def load(self, path: str | os.PathLike[str]) -> None:
+    def load(self, path: str | os.PathLike[str], *, saes: Iterable[Any] = ()) -> None:
         """Take up a saved session; the change can be undone.
 
+        Args:
+            path: the file.
+            saes: the SAEs whose features its interventions change.
+
         Raises:
-            SessionError: the file cannot be read, is no session, or is of another model.
+            SessionError: the file cannot be read, is no session, is of another model, or changes features of an SAE that was not given.
         """
-        state, sampling = read_session(Path(path), self.model)
+        state, sampling = read_session(Path(path), self.model, saes=saes)
         self._become(state)
         self._take_up_sampling(sampling)
 
@@ -371,7 +377,7 @@ class Session(SamplingSession):
         """The state with ``prompt`` in place of the current one."""
         state = self.state
         prompts = (*state.prompts[: state.current], prompt, *state.prompts[state.current + 1 :])
-        return State(prompts, state.current, self._clipped(state.cursor, prompt))
+        return replace(state, prompts=prompts, cursor=self._clipped(state.cursor, prompt))
 
     def _become(self, state: State) -> None:
         if state == self.state:
@@ -386,7 +392,7 @@ class Session(SamplingSession):
         return None if cursor is None or not prompt.ids else min(cursor, len(prompt.ids) - 1)
 
 
-def read_session(path: Path, model: LensModel) -> tuple[State, SamplingSettings]:
+def read_session(path: Path, model: LensModel, *, saes: Iterable[Any] = ()) -> tuple[State, SamplingSettings]:
     """The state and the sampling settings in a session file, checked against ``model``.
 
     Raises:
@@ -406,7 +412,7 @@ def read_session(path: Path, model: LensModel) -> tuple[State, SamplingSettings]
         saved = content["model"]
         if saved["d_vocab"] != int(model.cfg.d_vocab) or saved["name"] != model_info(model).name:
             raise SessionError(f"The session is of model {saved['name']!r}, and the model loaded is {model_info(model).name!r}: load that one first.")
-        state, sampling = _parse_state(content["state"]), read_sampling(content.get("sampling", {}))
+        state, sampling = _parse_state(content["state"], saes), read_sampling(content.get("sampling", {}))
         for prompt in state.prompts:
             for token_id in (*prompt.ids, *prompt.origin):
                 if not 0 <= token_id < saved["d_vocab"]:
@@ -418,7 +424,7 @@ def read_session(path: Path, model: LensModel) -> tuple[State, SamplingSettings]
     return state, sampling
 
 
-def _parse_state(saved: dict[str, Any]) -> State:
+def _parse_state(saved: dict[str, Any], saes: Iterable[Any]) -> State:
     prompts = tuple(
         PromptState(
             **{
@@ -430,7 +436,8 @@ def _parse_state(saved: dict[str, Any]) -> State:
         )
         for prompt in saved["prompts"]
     )
-    state = State(prompts, int(saved["current"]), None if saved["cursor"] is None else int(saved["cursor"]))
+    cursor = None if saved["cursor"] is None else int(saved["cursor"])
+    state = State(prompts, int(saved["current"]), cursor, read_interventions(saved.get("interventions", ()), saes=saes))
     _ = state.prompt  # an index out of range is damage
     return state
 

@@ -33,7 +33,7 @@ def cached_step() -> Callable[[], Any]:
     @torch.inference_mode()
     def step() -> None:
         model(torch.tensor([[7]]), past_key_values=cache, use_cache=True)
-        cache.crop(N_PAST)
+        cache.crop(-1)
 
     with torch.inference_mode():
         model(torch.arange(N_PAST)[None], past_key_values=cache, use_cache=True)
@@ -47,9 +47,7 @@ def pipeline_calls() -> dict[str, Callable[[], Any]]:
     logits = torch.randn(D_VOCAB, generator=torch.Generator().manual_seed(0)) * 3
     history = torch.randint(0, D_VOCAB, (N_PAST,), generator=torch.Generator().manual_seed(1)).tolist()
     allowed = np.random.default_rng(0).random(D_VOCAB) < 0.5
-    everything = DecodingParams(
-        temperature=0.7, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.5
-    )
+    everything = DecodingParams(temperature=0.7, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.5)
 
     def choose(params: DecodingParams, mask: np.ndarray | None) -> int:
         stages = run_stages(logits, params=params, history=history, n_prompt=28, allowed=mask)
@@ -72,17 +70,13 @@ def mask_call() -> Callable[[], Any]:
     from lensplorer.sampling.constraints import compile_constraint
     from lensplorer.sampling.grammars import Constraint
 
-    rng = np.random.default_rng(0)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: at for at, character in enumerate(alphabet)}
-    merges: list[tuple[str, str]] = []
-    words = [character for character in alphabet if character.isascii()]
-    while len(vocabulary) < D_VOCAB - 1:  # words grown one join at a time, as BPE grows them
-        one, other = words[rng.integers(len(words))], words[rng.integers(len(words))]
-        if one + other not in vocabulary and len(one + other) <= 12:
-            vocabulary[one + other] = len(vocabulary)
-            merges.append((one, other))
-            words.append(one + other)
+    letters = [character for character in alphabet if character.isascii()]
+    pairs = [(one, other) for one in letters for other in letters]
+    triples = [(one + other, last) for one, other in pairs for last in letters]
+    merges = [*pairs, *triples][: D_VOCAB - 1 - len(vocabulary)]
+    vocabulary |= {one + other: len(vocabulary) + at for at, (one, other) in enumerate(merges)}
     backend = Tokenizer(models.BPE(vocabulary, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
