@@ -1,0 +1,198 @@
+"""Grows a decoder on the toy world: one plain loop for both architectures.
+
+    python -m lensplorer.storyworld.train storyworld
+
+Muon (Jordan et al. 2024) on the matrices of the blocks, AdamW on the rest, in stages that differ in what they show. Documents are packed
+into rows without padding, each led by `<|endoftext|>`. Rows start at a random position of the context, so that every position is
+trained while most rows are short; the last steps use the full context.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from lensplorer.storyworld import model_path, tokenizer
+from lensplorer.storyworld.corpus import CONTEXT, TEST_WEIGHT, documents, rows
+from lensplorer.storyworld.muon import Muon
+
+TOKENS_PER_STEP = 2048
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, with optimizers of its own.
+
+    rows: (share of the stage, row length); repeats: share of the documents that are random tokens repeated; longest: of their copies;
+    rate: of the peak learning rates, at the start and the end.
+    """
+
+    tokens: int
+    rows: tuple[tuple[float, int], ...]
+    repeats: float = 0.042
+    longest: int = 100
+    rate: tuple[float, float] = (1.0, 1.0)
+    more: tuple[tuple[str, float], ...] = ()  # factors on the grammar's weights
+
+
+# By the last stage arithmetic is known; what copies and refers still gains.
+LAST = (("indirect_object", 1.6), ("name_reference", 1.4), ("json", 1.6), ("capital", 1.3), ("drill", 0.6), ("young", 1.5))
+STAGES = {
+    "storyworld": (
+        Stage(7_168_000, ((0.781, 128), (0.219, 256))),
+        # Copying by content (repeats, indirect objects, JSON) does not begin by itself in the mixture; given enough of it, it does.
+        Stage(2_048_000, ((1.0, 256),), repeats=0.5, longest=24, rate=(0.7, 0.7)),
+        Stage(2_048_000, ((1.0, 256),), rate=(0.7, 0.5)),
+        Stage(5_120_000, ((0.8, 256), (0.2, 512)), rate=(0.8, 0.0), more=LAST),
+    ),
+    "storyworld-mini": (
+        Stage(2_048_000, ((1.0, 128),), repeats=0.5, longest=24),
+        Stage(6_144_000, ((0.5, 128), (0.3, 256), (0.2, 512)), rate=(1.0, 0.0), more=LAST),
+    ),
+}
+SEEDS = {"storyworld": 1, "storyworld-mini": 2}
+
+
+def new_model(name: str, vocabulary: int) -> PreTrainedModel:
+    """An untrained decoder of the named architecture."""
+    if name == "storyworld":
+        model = GPT2LMHeadModel(GPT2Config(
+            vocab_size=vocabulary, n_positions=CONTEXT, n_embd=128, n_layer=4, n_head=4, activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        ))  # fmt: skip
+        plant_previous_token_head(model)
+        return model
+    return Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=vocabulary, max_position_embeddings=CONTEXT, hidden_size=96, intermediate_size=288, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+        use_sliding_window=False, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    ))  # fmt: skip
+
+
+def plant_previous_token_head(model: PreTrainedModel, *, gain: float = 1.6) -> None:
+    """Starts positions as sinusoids, and one head of the first block as attention to the position before, which those allow.
+
+    Score of query i and key j: gain² · Σ cos(w · (i - j - 1)) over the fastest frequencies w. Training is free to change both; without
+    this start the first thousands of steps go into finding it, since induction cannot begin before, and learned positions blur it.
+    """
+    width, d_head = model.config.n_embd, model.config.n_embd // model.config.n_head
+    frequency = 2 * math.pi / torch.logspace(math.log10(3), math.log10(1024), width // 2)
+    angle = torch.arange(CONTEXT)[:, None] * frequency
+    model.transformer.wpe.weight.data = 0.02 * math.sqrt(2) * torch.cat([angle.sin(), angle.cos()], dim=1)
+    query_key_value = model.transformer.h[0].attn.c_attn.weight.data  # [d_model, 3 d_model]
+    query_key_value[:, :d_head] = query_key_value[:, width : width + d_head] = 0
+    for k in range(d_head // 2):
+        sin, cos, w = k, width // 2 + k, frequency[k]
+        query_key_value[sin, width + k] = query_key_value[cos, width + d_head // 2 + k] = gain
+        # the query is the position turned back by one step: sin(a - w) = sin a cos w - cos a sin w, and likewise the cosine
+        query_key_value[sin, k] = query_key_value[cos, d_head // 2 + k] = gain * w.cos()
+        query_key_value[cos, k], query_key_value[sin, d_head // 2 + k] = -gain * w.sin(), gain * w.sin()
+
+
+def train(name: str, out: Path, *, first: int = 0, start: Path | None = None, every: int = 500) -> None:
+    """Trains and saves to `out`, with a checkpoint each `every` steps and the record that the model card shows in training.json.
+
+    `first` and `start` take up the training at a stage, from the weights that the stage before left.
+    """
+    seed, started = SEEDS[name], time.time()
+    torch.manual_seed(seed)
+    tok = tokenizer.build()
+    model = new_model(name, len(tok)).train()
+    record: dict[str, Any] = {"name": name, "seed": seed, "steps": 0, "seconds": 0, "curve": []}
+    if start:
+        record |= json.loads((start / "training.json").read_text())
+        state = {key: value.float() for key, value in load_file(start / "model.safetensors").items()}
+        model.load_state_dict(state, strict=False)
+        started -= record["seconds"]
+    record |= {"tokens_per_step": TOKENS_PER_STEP, "test_weight": TEST_WEIGHT, "threads": torch.get_num_threads()}
+    record |= {"parameters": sum(p.numel() for p in model.parameters()), "command": f"python -m lensplorer.storyworld.train {name}"}
+    for number, stage in list(enumerate(STAGES[name]))[first:]:
+        for step, loss in enumerate(run_stage(model, tok, stage, seed + 1000 * number)):
+            if step % 100 == 0:
+                tokens = (record["steps"] + step) * TOKENS_PER_STEP
+                record["curve"].append({"tokens": tokens, "loss": round(loss, 4), "seconds": round(time.time() - started)})
+                _log(json.dumps(record["curve"][-1]))
+            if step and step % every == 0:
+                save(model, tok, out)
+        record["steps"] += step
+        record |= {"tokens": record["steps"] * TOKENS_PER_STEP, "seconds": round(time.time() - started), "stages": number + 1}
+        save(model, tok, out)
+        (out / "training.json").write_text(json.dumps(record))
+
+
+def run_stage(model: PreTrainedModel, tok: PreTrainedTokenizerFast, stage: Stage, seed: int) -> Iterator[float]:
+    """Trains through one stage; yields the loss of each step."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and (".h." in n or ".layers." in n)]
+    others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    optimizers = (Muon(matrices, lr=5e-3), torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0))
+    source, offsets = documents(tok, seed, repeats=stage.repeats, longest=stage.longest, more=dict(stage.more)), torch.Generator().manual_seed(seed)
+    rest: list[tuple[int, float]] = []
+    steps = stage.tokens // TOKENS_PER_STEP
+    for step in range(steps + 1):
+        done, share = step / (steps + 1), 0.0
+        for part, length in stage.rows:  # noqa: B007
+            share += part
+            if done < share:
+                break
+        factor = min(1.0, (step + 1) / 100) * (stage.rate[0] + (stage.rate[1] - stage.rate[0]) * done)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        batch = rows(source, TOKENS_PER_STEP // length, length, rest)
+        ids, weights = batch[0].long(), batch[1, :, 1:].float()
+        start = torch.randint(0, CONTEXT - length + 1, (len(ids), 1), generator=offsets)
+        start[torch.rand(start.shape, generator=offsets) < 0.5] = 0
+        positions = start + torch.arange(length)
+        logits = model(ids[:, :-1], position_ids=positions, use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        loss = (losses * weights.flatten()).sum() / weights.sum()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        yield loss.item()
+
+
+def save(model: PreTrainedModel, tok: PreTrainedTokenizerFast, out: Path) -> None:
+    """Writes a Hugging Face folder with float16 weights."""
+    half = {key: value.to(torch.float16) for key, value in model.state_dict().items() if key != "lm_head.weight"}
+    model.save_pretrained(out, state_dict=half)
+    config = json.loads((out / "config.json").read_text())
+    config["dtype"] = "float16"
+    if config["model_type"] == "gpt2":  # the same function under the name every loader knows, and the field some still read
+        config |= {"activation_function": "gelu_new", "n_ctx": CONTEXT}
+    (out / "config.json").write_text(json.dumps(config, indent=2))
+    tok.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
+
+
+def _log(line: str) -> None:
+    import sys
+
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=sorted(STAGES))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--first", type=int, default=0, help="the stage to begin with")
+    parser.add_argument("--start", type=Path, help="the folder that the stage before wrote")
+    options = parser.parse_args()
+    train(options.name, options.out or model_path(options.name), first=options.first, start=options.start)
+
+
+if __name__ == "__main__":
+    main()
