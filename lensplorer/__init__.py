@@ -22,6 +22,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "lensplorer.analyses.scores": ("token_scores", "next_token"),
     "lensplorer.analyses.features": ("feature_activations", "splice_fidelity", "cross_layer_features"),
     "lensplorer.saes": ("load_sae", "load_sae_config", "search_saes", "sae_info", "sae_reads", "audit_sae", "model_for_sae", "feature_labels"),
+    "lensplorer.session": ("Session",),
     "lensplorer.interventions": (
         "ablate",
         "ablate_attention",
@@ -38,7 +39,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "scale_feature",
         "steer",
     ),
-    "lensplorer.analyses.comparison": ("compare", "difference"),
+    "lensplorer.analyses.comparison": ("compare", "difference", "next_token_change"),
     "lensplorer.analyses.metrics": ("logit_difference", "log_prob"),
     "lensplorer.analyses.patching": ("activation_patching", "attribution_patching", "confirm_patching", "verify_by_ablation"),
     "lensplorer.views": ("draw",),

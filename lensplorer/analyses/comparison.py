@@ -90,6 +90,64 @@ def compare(trace_a: Trace, trace_b: Trace, *, align_by: str = "auto") -> xr.Dat
     )
 
 
+@analysis(reads=(), source="softmax of both runs' logits at one position; Kullback and Leibler 1951; Lin 1991")
+def next_token_change(trace_a: Trace, trace_b: Trace, *, k: int = 10, position: int = -1) -> xr.Dataset:
+    """The most likely next tokens of two runs of one vocabulary, side by side.
+
+    >>> import lensplorer as lp
+    >>> model = lp.load_model("storyworld")
+    >>> plain = lp.run_trace(model, "Once upon a")
+    >>> changed = lp.run_trace(model, "Once upon a", interventions=[lp.ablate_mlp(0)])
+    >>> both = lp.next_token_change(plain, changed, k=3)
+    >>> 3 <= both.sizes["candidate"] <= 6, bool(both.rank_b.min() == 1)
+    (True, True)
+
+    Args:
+        trace_a, trace_b: the plain run and the changed one, say.
+        k: how many of each side.
+        position: whose prediction is read, in each run; -1 is its last.
+
+    Returns:
+        (candidate), the k most likely of either side, by falling probability in b: token_id; token, exact text; probability_a,
+        probability_b; rank_a, rank_b, of the whole vocabulary; change, probability_b - probability_a. attrs: kl (a‖b), js, nats; position.
+
+    Raises:
+        AnalysisError: k is below 1, or the models have different tokens.
+        TraceError: the position is outside a prompt.
+
+    Cost: O(d_vocab); no forward pass.
+    """
+    if k < 1:
+        raise AnalysisError(f"k must be at least 1, got {k}.")
+    if not same_tokens(trace_a, trace_b):
+        raise AnalysisError("The two models have different tokens: their candidates cannot stand side by side. Use compare.")
+    at_a, at_b = trace_a.position(position), trace_b.position(position)
+    width = min(trace_a.logits.shape[-1], trace_b.logits.shape[-1])
+    z_a, z_b = trace_a.logits[at_a, :width].detach().float().cpu(), trace_b.logits[at_b, :width].detach().float().cpu()
+    p_a, p_b = z_a.softmax(-1), z_b.softmax(-1)
+    ids = torch.tensor(sorted({*z_a.topk(min(k, width)).indices.tolist(), *z_b.topk(min(k, width)).indices.tolist()}))
+    ids = ids[torch.argsort(p_b[ids], descending=True, stable=True)]
+    kl, js, _ = _divergences(trace_a, trace_b, [at_a], [at_b], None)
+    ranks = [1 + (z[None] > z[ids, None]).sum(-1).float() for z in (z_a, z_b)]
+    return make_result(
+        trace_b,
+        next_token_change,
+        {
+            "token_id": (["candidate"], ids),
+            "token": (["candidate"], np.array(token_texts(trace_b.model.tokenizer, ids.tolist()), dtype=object)),
+            "probability_a": (["candidate"], p_a[ids]),
+            "probability_b": (["candidate"], p_b[ids]),
+            "rank_a": (["candidate"], ranks[0]),
+            "rank_b": (["candidate"], ranks[1]),
+            "change": (["candidate"], p_b[ids] - p_a[ids]),
+        },
+        {"candidate": np.arange(len(ids))},
+        position=at_b,
+        kl=float(kl[0]),
+        js=float(js[0]),
+    )
+
+
 def _how(spans: list[Span], align_by: str) -> str:
     single = all(span.first_a == span.last_a and span.first_b == span.last_b for span in spans)
     return "token by token" + (" from the end" if align_by == "end" else "") if single else "by text"

@@ -108,8 +108,10 @@ class SamplingSession:
 
     if TYPE_CHECKING:
         model: LensModel
-        tree: TokenTree
         state: State
+
+        @property
+        def tree(self) -> TokenTree: ...
 
         @property
         def ids(self) -> tuple[int, ...]: ...

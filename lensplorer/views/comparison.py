@@ -59,6 +59,33 @@ def timelines(result: xr.Dataset, *, score: str = "surprisal", theme: str = "dar
     )
 
 
+@view("next_token_change")
+def next_token_change(result: xr.Dataset, *, theme: str = "dark") -> Any:
+    """A row per candidate: the plain probability as a ring, the changed one as a disc, and the way between them."""
+    import holoviews as hv
+
+    from lensplorer.tokens import visible
+
+    rows = np.arange(result.sizes["candidate"])
+    before, after = result.probability_a.values, result.probability_b.values
+    tokens = [visible(str(text)) for text in result.token.values]
+    way = hv.Segments((before, rows, after, rows), kdims=["from", "row", "to", "row_too"]).opts(color=THEMES[theme]["muted"], line_width=2)
+    rings = hv.Points((before, rows, tokens), kdims=["probability", "row"], vdims=["token"], label="plain")
+    discs = hv.Points((after, rows, tokens), kdims=["probability", "row"], vdims=["token"], label="changed")
+    marks = {"size": 9, "line_color": CATEGORIES[0], "tools": ["hover"]}
+    return (way * rings.opts(color=THEMES[theme]["card"], **marks) * discs.opts(color=CATEGORIES[0], **marks)).opts(
+        width=460,
+        height=int(np.clip(100 + 22 * len(rows), 200, 620)),
+        title=f"Next token, plain and changed (KL {float(result.attrs['kl']):.3g} nats)",
+        xlabel="probability",
+        ylabel="",
+        invert_yaxis=True,
+        yticks=[(int(row), token) for row, token in zip(rows, tokens)],
+        legend_position="bottom_right",
+        bgcolor=THEMES[theme]["card"],
+    )
+
+
 @view("difference")
 def difference(result: xr.Dataset, *, theme: str = "dark", variable: str | None = None, **at: int) -> Any:
     """Second minus first: bars for one dimension, a heatmap for two. Of more, the leading ones are fixed (``layer=2``), or averaged.
