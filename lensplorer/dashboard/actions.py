@@ -107,6 +107,19 @@ def _append(explorer: Explorer, arguments: Arguments) -> None:
     explorer.state.selected = 0
 
 
+def _sample(explorer: Explorer, arguments: Arguments) -> None:
+    session = explorer.need_session()
+    session.sample_step()
+    if session.state.cursor is not None:
+        session.move_cursor(to=-1)
+    explorer.state.selected = 0
+
+
+def _play(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.need_session()
+    explorer.state.playing = not explorer.state.playing
+
+
 def _search(explorer: Explorer, arguments: Arguments) -> None:
     explorer.state.search = _text(arguments, "text")[:100]
     explorer.state.selected = 0
@@ -226,6 +239,8 @@ COMMANDS = (
     Command("select_previous", ("ArrowUp", "k"), "Previous candidate", CANDIDATES, _move_selection(-1)),
     Command("append", ("ArrowRight", "l"), "Append the candidate; at the cursor, take it there", CANDIDATES, _append, "candidates", "append"),
     Command("pop", ("ArrowLeft", "h"), "Remove the last token", CANDIDATES, _on_session("pop"), "candidates", "remove"),
+    Command("sample", (" ",), "One sampled step", CANDIDATES, _sample, "candidates", "sample"),
+    Command("play", ("g",), "Play sampled steps, and pause", CANDIDATES, _play, "candidates", "play"),
     Command("z_scores", ("z",), "Z-scores on or off", CANDIDATES, _toggle_z, "candidates", "z"),
     Command("find", ("/",), "Search candidates", CANDIDATES),
     Command("edit", ("i",), "Write or paste a prompt", PROMPTS, None, "prompts", "edit"),

@@ -23,6 +23,8 @@ from lensplorer.dashboard.options import Options
 from lensplorer.dashboard.state import PageState
 from lensplorer.errors import LensplorerError, PromptError, SessionError
 from lensplorer.models import LensModel
+from lensplorer.sampling.params import DecodingParams
+from lensplorer.sampling.steps import STOP_REASONS
 from lensplorer.session import Session
 from lensplorer.trace import Trace, prompt_ids
 
@@ -86,6 +88,18 @@ class Explorer:
             raise SessionError("No model is loaded yet." if self.state.loading else "No model is loaded: press m and name one.")
         return self.session
 
+    def play_on(self) -> None:
+        """Take the next sampled step of a play, and end it where there is none."""
+        if not self.state.playing or self.session is None:
+            return
+        if self.session.stop_reason is not None:
+            self.state.playing = False
+            self.tell(f"Stopped: {STOP_REASONS[self.session.stop_reason]}.")
+            return
+        self.perform({"do": "sample"})
+        if (self.state.message or {}).get("kind") == "error":
+            self.state.playing = False
+
     def set_prompt(self, text: str, *, truncate: bool = False) -> None:
         """Take ``text`` as the current prompt, or keep it in the editor with the reason why not."""
         session = self.need_session()
@@ -146,8 +160,9 @@ class Explorer:
         text = self.session.text if self.session is not None else self.options.prompt
         reads: list[Any] = [analysis for view in self.views.values() for analysis in view.analyses() or ()] + [logit_lens]
         self.session = Session(model, max_prompts=self.options.config.prompt.max_prompts, reads=reads)
+        self.session.decoding = DecodingParams(seed=self.options.seed)
         self._answers.clear()
-        self.state.param.update(loading="", model_error="", layer=-1, selected=0, editor=None)
+        self.state.param.update(loading="", model_error="", layer=-1, selected=0, editor=None, playing=False)
         self.set_prompt(text)
 
     def _loading_failed(self, text: str) -> None:

@@ -43,7 +43,7 @@ class Options:
     sae_config: Path | None = None
     port: int = DEFAULT_PORT
     address: str = DEFAULT_ADDRESS
-    show: bool = True
+    show: bool = False
 
     @property
     def without_effect(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ def explore_options(
     input: Annotated[Path | None, typer.Option("--input", "-i", help="Text file with the first prompt; a final newline is left off.")] = None,
     model: Annotated[str | None, typer.Option(help="Built-in model, hub name or folder. Default: LENSPLORER_MODEL, else storyworld.")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Load the model in bfloat16: half the memory, about two digits.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn at random. Default: a fresh one.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn at random. Default: a fresh one.", min=0)] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with [model], [prompt], [display] and [[sae]].")] = None,
     layer_prob: Annotated[bool, typer.Option("--layer-prob", "--layer_prob", help="Show each candidate's probability layer by layer.")] = False,
     cross_layer: Annotated[bool, typer.Option("--cross-layer", "--cross_layer", help="Match SAE features between layers.")] = False,

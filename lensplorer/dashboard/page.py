@@ -25,6 +25,8 @@ from lensplorer.errors import LensplorerError
 from lensplorer.models import LensModel, load_model
 from lensplorer.views.style import THEMES
 
+PACE = 0.15  #: seconds from one step of a play to the next, beside what it takes
+
 logger = logging.getLogger(__name__)
 
 _PAGE_CSS = (Path(__file__).parent / "css" / "page.css").read_text(encoding="utf-8")
@@ -78,9 +80,10 @@ class Desk:
         self._doc: Document | None = pn.state.curdoc
         self._next: dict[str, Any] | None = None  # parts that the document has not taken yet
         self._mutex = threading.Lock()
+        self._pace: threading.Thread = threading.Thread()  # the timer between two steps of a play
         pn.state.onload(self._start)
         if self._doc is not None:
-            pn.state.on_session_destroyed(lambda context: self.worker.stop())
+            pn.state.on_session_destroyed(lambda context: self._stop())
 
     # -- browser → worker --------------------------------------------------------------------------------------------------------
 
@@ -88,6 +91,10 @@ class Desk:
         if not self.explorer.state.model_error:
             self.worker.submit(partial(self.explorer.start_loading, self._wanted_model()))
         self.shell.ready = True
+
+    def _stop(self) -> None:
+        self.explorer.state.playing = False
+        self.worker.stop()
 
     def _wanted_model(self) -> str | None:
         """The model of the query string (``?model=gpt2``), else that of the options."""
@@ -109,6 +116,10 @@ class Desk:
     def _finish(self) -> None:
         """As ``_draw``, for the parts that may come later."""
         self._send(later_parts(self.explorer))
+        if self.explorer.state.playing and not self._pace.is_alive():
+            self._pace = threading.Timer(PACE, self.worker.submit, [self.explorer.play_on])
+            self._pace.daemon = True
+            self._pace.start()
 
     def _send(self, parts: dict[str, Any]) -> None:
         with self._mutex:

@@ -221,6 +221,7 @@ def _status(explorer: Explorer) -> dict[str, Any]:
         "cursor": None,
         "n": 0,
         "theme": state.theme,
+        "playing": state.playing,
     }
     if session is not None:
         part |= {"cursor": session.state.cursor, "n": len(session.ids), "text": session.text, "n_ctx": model_info(session.model).n_ctx}

@@ -15,6 +15,7 @@ class PageState(param.Parameterized):
     selected = param.Integer(default=0, bounds=(0, None), doc="Index of the selected row of the candidates.")
     theme = param.Selector(default="dark", objects=["dark", "light"])
     loading = param.String(default="", doc="Name of the model that is being loaded; empty when none is.")
+    playing = param.Boolean(default=False, doc="Whether sampled steps are taken one after another.")
     message = param.Dict(default=None, allow_None=True, doc="What to tell the person: {kind: 'error' | 'info', text}; None when there is nothing.")
     editor = param.Dict(
         default=None, allow_None=True, doc="A prompt that was refused: {text, error, can_truncate}; None when the last one was accepted."

@@ -10,7 +10,9 @@ import pytest
 import lensplorer.dashboard
 from lensplorer.analyses.scores import next_token
 from lensplorer.dashboard.actions import COMMANDS, command_table
+from lensplorer.dashboard.options import Options
 from lensplorer.trace import run_trace
+from tests.dashboard.conftest import Driver
 
 SCRIPTS = Path(lensplorer.dashboard.__file__).parent / "js"
 
@@ -181,3 +183,27 @@ def test_a_bad_command_is_told_and_changes_nothing(drive, command, arguments):
     assert picture["status"]["message"]["kind"] == "error" and len(drive.message) > 10
     assert drive.session.state == before
     assert picture["status"]["acknowledged"] == drive.seq
+
+
+def test_sampled_steps_follow_the_seed(tiny_model):
+    pages = [Driver(Options(prompt="the cat", seed=5), tiny_model("gpt2")) for _ in range(2)]
+    for page in pages:
+        for _ in range(6):
+            page("sample")
+    assert pages[0].session.ids == pages[1].session.ids and len(pages[0].session.ids) > 6
+    assert page("undo")["status"]["n"] == len(pages[0].session.ids) - 1
+
+
+def test_play_goes_on_until_paused_or_stopped(drive):
+    drive("play")
+    for _ in range(3):
+        drive.explorer.play_on()
+    n = len(drive.session.ids)
+    assert drive.picture["status"]["playing"] and n > 5
+    drive("play")
+    drive.explorer.play_on()
+    assert len(drive.session.ids) == n
+    drive("play")
+    for _ in range(80):
+        drive.explorer.play_on()
+    assert not drive.picture["status"]["playing"] and drive.message.startswith("Stopped: ")

@@ -9,7 +9,7 @@ from lensplorer.errors import LensplorerError
 
 
 def test_nothing_given_is_the_defaults():
-    assert parse_options([]) == Options(show=False)
+    assert parse_options([]) == Options()
 
 
 def test_all_options(tmp_path):

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -87,8 +88,13 @@ class Tab:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
         self.hosts: set[str] = set()
-        self.page.on("request", lambda request: self.hosts.add(re.sub(r"^(\w+:/*[^/:]*).*", r"\1", request.url)))
+        self.page.on("request", lambda request: self._note_host(request.url))
+        self.page.on("websocket", lambda socket: self._note_host(socket.url))
         self.page.goto(url + query)
+
+    def _note_host(self, url: str) -> None:
+        if not url.startswith(("data:", "blob:")):
+            self.hosts.add(urlsplit(url).hostname or url)
 
     def ready(self) -> Tab:
         self.page.locator('.lensplorer[data-ready="true"]').wait_for()
@@ -173,7 +179,7 @@ def tab(browser: Any, server: Server) -> Iterator[Tab]:
     yield opened
     opened.close()
     assert opened.complaints == []
-    assert {host for host in opened.hosts if host not in ("data:", "blob:http:", "blob:")} <= {"http://127.0.0.1"}
+    assert opened.hosts == {"127.0.0.1"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

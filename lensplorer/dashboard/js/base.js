@@ -86,6 +86,8 @@ const PATHS = {
   "?": "M6 6.200a2 2 0 1 1 2.800 1.900c-.6.3-.8.7-.8 1.400M8 11.800v.2",
   append: "M3 8h9M9 5l3 3-3 3",
   backspace: "M13 8H4M7 5 4 8l3 3",
+  sample: "M3 3h10v10H3zM6 6v.1M10 10v.1M10 6v.1M6 10v.1",
+  play: "M5 3.500v9l7-4.500z",
   z: "M5 4h6L5 12h6",
 };
 
@@ -99,7 +101,7 @@ function icon(name) {
   return svg;
 }
 
-const KEY_NAMES = { ArrowDown: "↓", ArrowUp: "↑", ArrowRight: "→", ArrowLeft: "←" };
+const KEY_NAMES = { ArrowDown: "↓", ArrowUp: "↑", ArrowRight: "→", ArrowLeft: "←", " ": "space" };
 
 function keyLabel(key) {
   return key.split("+").map((part) => KEY_NAMES[part] ?? part).join(" + ");

@@ -22,6 +22,7 @@ function listenForKeys(page) {
   const listener = (event) => {
     if (event.isComposing || event.metaKey || event.getModifierState?.("AltGraph") || isTyping(event)) return;
     const key = keyName(event);
+    if (key === " " && event.composedPath()[0].matches?.("button:focus-visible")) return; // the space bar presses a button reached by Tab
     const open = page.dialogs.find((dialog) => dialog.isOpen);
     if (open) {
       if (key === "?" && open === page.help) open.close(), event.preventDefault();

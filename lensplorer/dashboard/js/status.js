@@ -52,7 +52,7 @@ function makeStatus(page) {
   }
   function show(busy) {
     const loading = page.lensModel.loading;
-    setText(running, loading ? `loading ${loading}` : busy ? "computing" : "");
+    setText(running, loading ? `loading ${loading}` : page.status.playing ? "playing: g pauses" : busy ? "computing" : "");
     root.parentElement?.classList.toggle("busy", busy);
   }
   return { root, chip, draw, working };
