@@ -39,7 +39,10 @@ class DisplayConfig:
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """One ``[[sae]]``: by repo_id and filename (and revision, layer), or by release and sae_id."""
+    """One ``[[sae]]``: by release and sae_id, by folder, or by filename, with repo_id on the hub.
+
+    A raw file that does not say it itself is described by layer, hook, hook_out, architecture and k, as in ``load_sae``.
+    """
 
     layer: int | None = None
     repo_id: str | None = None
@@ -47,6 +50,11 @@ class SAEConfig:
     revision: str | None = None
     release: str | None = None
     sae_id: str | None = None
+    folder: str | None = None
+    hook: str | None = None
+    hook_out: str | None = None
+    architecture: str | None = None
+    k: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,8 @@ def parse_config(content: dict[str, Any], *, name: str = "configuration") -> Con
         if value < 1:
             raise ConfigError(f"{name}: [{section}] {key} must be at least 1, got {value}.")
     for sae in config.sae:
-        if not (sae.release and sae.sae_id) and not (sae.repo_id and sae.filename):
-            raise ConfigError(f"{name}: a [[sae]] needs release and sae_id, or repo_id and filename.")
+        if not (sae.release and sae.sae_id) and not (sae.repo_id and sae.filename) and not sae.folder:
+            raise ConfigError(f"{name}: a [[sae]] needs release and sae_id, or repo_id and filename, or folder.")
     return config
 
 

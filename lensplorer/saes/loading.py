@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,8 @@ def load_sae_config(path: str | Path, *, device: str = "cpu", dtype: str | torch
         raise SAEError(f"{str(path)!r} lists no SAE: add a [[sae]] table with release and sae_id, or repo_id and filename.")
     loaded = []
     for table in config.sae:
-        named = {key: getattr(table, key) for key in ("release", "sae_id", "repo_id", "filename", "revision", "layer")}
         try:
-            loaded.append(load_sae(**named, device=device, dtype=dtype))
+            loaded.append(load_sae(**asdict(table), device=device, dtype=dtype))
         except SAEError as error:
             raise SAEError(f"{str(path)!r}, SAE {len(loaded) + 1} of {len(config.sae)}: {error}") from error
     return loaded

@@ -63,7 +63,7 @@ def test_batchtopk_is_exported_and_encoded_as_sae_lens_does(gpt2, trace, tmp_pat
     package = sae_lens()
     training = package.BatchTopKTrainingSAE(package.BatchTopKTrainingSAEConfig(d_in=32, d_sae=96, k=5.0))
     training.cfg.metadata.model_name, training.cfg.metadata.hook_name = trace.info.name, tiny_saes.RESIDUAL
-    training.topk_threshold.fill_(0.4)
+    training.topk_threshold.fill_(0.03)
     with pytest.raises(SAEError, match=r"Architecture: the SAE has batchtopk, in training, here it is inference.*save_inference_model"):
         feature_activations(trace, training)
     training.save_inference_model(tmp_path / "sae")
