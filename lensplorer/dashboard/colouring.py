@@ -120,7 +120,7 @@ def _attribution(ask: Ask, attribute: Callable[..., Any]) -> Colouring:
     if "completeness" in result.attrs:
         delta = float(result.attrs["completeness"])
         level = "good" if delta <= 0.01 else "near" if delta <= 0.05 else "bad"
-        badge = Badge(f"Σ {delta:.1e}", level, "Σ attributions = F(input) − F(baseline): how far the sum misses, relative; good within 1 %.")
+        badge = Badge(f"Σ {brief(delta)}", level, "Σ attributions = F(input) − F(baseline): how far the sum misses, relative; good within 1 %.")
     return Colouring(values, -bound, bound, title, badge)
 
 
@@ -132,6 +132,11 @@ def _hidden_similarity(ask: Ask, hidden_similarity: Callable[..., Any]) -> Colou
 def _residual(ask: Ask, residual_norms: Callable[..., Any]) -> Colouring:
     norms = ask(residual_norms).norm.values
     return Colouring(norms[ask.layer], 0.0, float(np.nanmax(norms)), f"Norm of the residual stream after layer {ask.layer}")
+
+
+def brief(value: float) -> str:
+    """A small number as the page writes it: 7e−6."""
+    return f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lensplorer.analyses.lenses import logit_lens
 from lensplorer.analyses.scores import token_scores
-from lensplorer.dashboard.colouring import Badge, Colouring, TokenView
+from lensplorer.dashboard.colouring import Badge, Colouring, TokenView, brief
 from lensplorer.dashboard.explorer import Explorer
 from lensplorer.errors import LensplorerError
 from lensplorer.models import model_info
@@ -170,7 +170,7 @@ def _lens(explorer: Explorer) -> dict[str, Any]:
             ]
             for row_ids, row_shares in zip(ids, probabilities)
         ],
-        "badge": asdict(Badge(f"Δ {completeness:.0e}", level, "Largest |Δ log p| between the last row and the model itself.")),
+        "badge": asdict(Badge(f"Δ {brief(completeness)}", level, "Largest |Δ log p| between the last row and the model itself.")),
     }
 
 

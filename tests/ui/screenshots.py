@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 from tests.ui.conftest import FLAGS, Server, Tab, find_browser
 
 SIZES = ((1440, 900), (1280, 800), (2560, 1440))
-STORY = "Once upon a time, there was a girl called Lily. One day, Lily and Tom went to the park. Tom gave a ball to"
+STORY = "Once upon a time Mary and John lived in a village. When Mary and John went to the shop, John gave a book to"
 
 
 def write_prompt(tab: Tab, text: str) -> None:
@@ -26,9 +26,9 @@ def write_prompt(tab: Tab, text: str) -> None:
 def show_story(tab: Tab) -> None:
     """A prompt, a few steps of completion and a branch with another choice."""
     write_prompt(tab, STORY)
-    tab.press("l", "l", "l", "l")
+    tab.press("l", "l", "l")
     tab.press("d")
-    tab.press("h", "h", "j", "l", "l", "l", "l", "l")
+    tab.press("h", "h", "j", "l", "l", "l", "l")
 
 
 def shoot(tab: Tab, path: Path) -> None:

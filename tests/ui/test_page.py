@@ -9,6 +9,7 @@ import pytest
 from lensplorer.analyses.scores import next_token, token_scores
 from lensplorer.dashboard.actions import COMMANDS
 from lensplorer.dashboard.options import Options
+from lensplorer.models import model_info
 from lensplorer.session import Session
 from lensplorer.tokens import visible
 from tests.ui.conftest import Tab
@@ -140,10 +141,10 @@ def test_prompts_branches_undo_and_reset(tab, session):
     tab.press("d", "l", "l")
     assert tab.locator(".prompts li").count() == 2
     assert len(tab.ids) == len(start) + 2
-    assert tab.press("s").ids == start
-    assert len(tab.press("w").ids) == len(start) + 2
     assert len(tab.press("u").ids) == len(start) + 1
     assert len(tab.press("Shift+U").ids) == len(start) + 2
+    assert tab.press("s").ids == start
+    assert len(tab.press("w").ids) == len(start) + 2
     assert tab.press("Control+r").ids == start
     assert tab.press("a").locator(".prompts li").count() == 1
     tab.press("a")
@@ -187,17 +188,18 @@ def test_writing_a_prompt(tab, storyworld):
 
 
 def test_refused_prompts_say_why_and_the_page_lives(tab, session):
+    n_ctx = model_info(session.model).n_ctx
     tab.press("i")
     editor = tab.get_by_role("dialog", name="Prompt")
     editor.get_by_role("textbox").fill("")
     tab.press("Control+Enter")
     assert "empty" in editor.get_by_role("alert").inner_text()
-    editor.get_by_role("textbox").fill("a b c " * 400)
+    editor.get_by_role("textbox").fill("a b c " * n_ctx)
     tab.press("Control+Enter")
-    assert "256" in editor.get_by_role("alert").inner_text()
+    assert str(n_ctx) in editor.get_by_role("alert").inner_text()
     editor.get_by_text("Keep the end").click()
     editor.wait_for(state="hidden")
-    assert len(tab.settle().ids) == 256
+    assert len(tab.settle().ids) == n_ctx
     assert tab.press("u").ids == list(session.ids)
 
 
@@ -290,3 +292,16 @@ def test_nothing_is_cut_off_on_a_small_screen(browser, server):
         box = tab.locator(part).bounding_box()
         assert box["width"] > 200 and box["x"] + box["width"] <= 1280 and box["y"] + box["height"] <= 800, part
     tab.close()
+
+
+def test_space_samples_and_g_plays_until_g(tab, session):
+    start = len(session.ids)
+    tab.press(" ", " ")
+    assert len(tab.ids) == start + 2
+    tab.press("g")
+    tab.locator(f".token[data-position='{start + 5}']").wait_for()
+    tab.press("g")
+    tab.locator("footer .running", has_text="playing").wait_for(state="detached")
+    n = len(tab.ids)
+    tab.press("c")
+    assert len(tab.ids) == n
