@@ -8,13 +8,15 @@ once: that is what transformers does, and what a value copied from elsewhere was
 alone, as OpenAI defines them ("how often that token was sampled"): z[j] - count[j] · frequency - (count[j] > 0) · presence, in that order
 of subtraction, which float arithmetic can tell apart from the other.
 
-Repetition, temperature, top-k and min-p are transformers' own processors. Top-p gives what transformers' gives, from a sort of the values
-alone: theirs sorts indices along with a vocabulary of 150,000, which takes as long as a step of a small model. Theirs leaves open which of
+Repetition and temperature are transformers' own processors. Top-k, top-p and min-p give what transformers' give, bit for bit, in a fraction of
+the time: its top-p sorts indices along with a vocabulary of 150,000, which takes as long as a step of a small model, where a sort of the values
+will do; its min-p looks for tokens to spare, which a threshold below the maximum always does; its top-k sorts the k. Its top-p leaves open which of
 several exactly equal logits at the boundary stay, since its sort is unstable; here the lowest ids stay, as in greedy decoding.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -146,15 +148,13 @@ def _active_stages(
         temperature = theirs.TemperatureLogitsWarper(params.temperature)
         stages["temperature"] = lambda z: temperature(ids, z)
     if mask is not None:
-        stages["constraint"] = lambda z: z.masked_fill(~mask, -torch.inf)
+        stages["constraint"] = lambda z: _masked(z, mask)
     if params.top_k:
-        top_k = theirs.TopKLogitsWarper(params.top_k)
-        stages["top_k"] = lambda z: top_k(ids, z)
+        stages["top_k"] = lambda z: _top_k(z, params.top_k)
     if params.top_p < 1:
         stages["top_p"] = lambda z: _top_p(z, params.top_p)
     if params.min_p:
-        min_p = theirs.MinPLogitsWarper(params.min_p)
-        stages["min_p"] = lambda z: min_p(ids, z)
+        stages["min_p"] = lambda z: _min_p(z, params.min_p)
     if params.is_greedy:
         stages["greedy"] = _most_likely
     return stages
@@ -168,15 +168,39 @@ def _check(z: torch.Tensor, what: str) -> None:
         raise SamplingError(f"{what} hold {'NaN' if np.isnan(top) else 'infinity'}: no distribution can be made of them.")
 
 
+def _masked(z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """-inf where the mask is False: a minimum with ±inf, since choosing element by element is four times slower on an irregular mask."""
+    return torch.minimum(z, mask[None].float().mul_(2).sub_(1).mul_(torch.inf))
+
+
+def _from(z: torch.Tensor, boundary: torch.Tensor) -> torch.Tensor:
+    """-inf below ``boundary``, by the fastest operation that does it; it keeps what is above its threshold."""
+    return torch.nn.functional.threshold(z, float(np.nextafter(boundary.numpy(), np.float32(-np.inf))), -torch.inf)
+
+
+def _top_k(z: torch.Tensor, top_k: int) -> torch.Tensor:
+    at = max(0, z.shape[1] - top_k)
+    return _from(z, torch.from_numpy(np.partition(z.numpy()[0], at))[at])
+
+
 def _top_p(z: torch.Tensor, top_p: float) -> torch.Tensor:
     ascending = torch.from_numpy(np.sort(z.numpy(), axis=-1))  # values alone: thirty times faster than with indices
-    n_removed = int((ascending.softmax(-1).cumsum(-1) <= 1 - top_p).sum())
+    below = ascending.softmax(-1).cumsum(-1)[0].numpy()  # mass of each token and of those less likely
+    n_removed = int(np.searchsorted(below, np.float32(1 - top_p), side="right"))  # as many as are <= 1 - top_p
     n_removed = min(n_removed, z.shape[1] - 1)  # one token always stays
     boundary = ascending[0, n_removed]
-    keep = z > boundary
-    tied = torch.nonzero(z[0] == boundary)[:, 0]
-    keep[0, tied[: z.shape[1] - n_removed - int(keep.sum())]] = True
-    return z.masked_fill(~keep, -torch.inf)
+    kept = _from(z, boundary)
+    if ascending[0, n_removed - 1] == boundary and n_removed > 0:  # only some of those that equal the boundary stay
+        tied = torch.nonzero(z[0] == boundary)[:, 0]
+        n_above = z.shape[1] - int(np.searchsorted(ascending[0].numpy(), boundary.numpy(), side="right"))
+        kept[0, tied[z.shape[1] - n_removed - n_above :]] = -torch.inf
+    return kept
+
+
+def _min_p(z: torch.Tensor, min_p: float) -> torch.Tensor:
+    p = z.softmax(-1)
+    below = p.numpy() < (min_p * p.max()).numpy()
+    return z.masked_fill(torch.from_numpy(below), -torch.inf)
 
 
 def _most_likely(z: torch.Tensor) -> torch.Tensor:
@@ -193,7 +217,7 @@ def pick(p: torch.Tensor, draw: float) -> int:
     [0, 0, 2, 2]
     """
     values = p.numpy()
-    kept = np.flatnonzero(values)
+    kept = np.flatnonzero(values > 0)
     edges = np.cumsum(values[kept], dtype=np.float64)
     return int(kept[np.searchsorted(edges[:-1], draw * edges[-1], side="right")])
 
@@ -212,27 +236,25 @@ def summarise(stages: Stages) -> list[Summary]:
 
     Cost: O(d_vocab) for each stage that ran.
     """
-    summaries = []
-    before = stages.scores["base"].log_softmax(-1)
-    n_before = int((before > -torch.inf).sum())
-    shaped = _shaped(stages).double().softmax(-1)
-    left = 1.0
-    for stage in STAGES:
-        if stage not in stages.scores or stage == "base":
-            summaries.append(Summary(stage, stage == "base", n_before, 0.0, 0.0, 0.0))
+    summaries = [Summary("base", True, _n_kept(stages.scores["base"]), 0.0, 0.0, 0.0)]
+    whole = _log_mass(_shaped(stages))
+    before = stages.scores["base"]
+    for stage in STAGES[1:]:
+        after = stages.scores.get(stage)
+        if after is None:
+            summaries.append(Summary(stage, False, summaries[-1].n_kept, 0.0, 0.0, 0.0))
             continue
-        after = stages.scores[stage].log_softmax(-1)
-        kept = after > -torch.inf
-        n_kept = int(kept.sum())
-        p, change = after.exp(), (after - before).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        kl = max(0.0, float((p * change).sum(dtype=torch.float64)))
-        moved = float((before.exp() - p).clamp_(min=0).sum(dtype=torch.float64))
-        removed = 0.0
-        if stage in EXCLUDING:
-            now = float(shaped[kept].sum())
-            removed, left = left - now, now
-        summaries.append(Summary(stage, True, n_kept, removed, moved, kl))
-        before, n_before = after, n_kept
+        if stage in EXCLUDING:  # what is kept grows in proportion, so the mass kept says all
+            log_before, log_after = _log_mass(before), _log_mass(after)
+            removed = math.exp(log_before - whole) - math.exp(log_after - whole)
+            moved, kl = -math.expm1(log_after - log_before), log_before - log_after
+        else:
+            log_p, log_q = after.log_softmax(-1), before.log_softmax(-1)
+            p, q = log_p.exp(), log_q.exp()
+            removed, moved = 0.0, float((q - p).clamp_(min=0).sum(dtype=torch.float64))
+            kl = float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dtype=torch.float64))
+        summaries.append(Summary(stage, True, _n_kept(after), removed, moved, max(0.0, kl)))
+        before = after
     return summaries
 
 
@@ -243,3 +265,11 @@ def mass_kept(stages: Stages) -> float:
 
 def _shaped(stages: Stages) -> torch.Tensor:
     return next(z for stage, z in reversed(stages.scores.items()) if stage not in EXCLUDING)
+
+
+def _log_mass(z: torch.Tensor) -> float:
+    return float(z.double().logsumexp(-1))
+
+
+def _n_kept(z: torch.Tensor) -> int:
+    return int(np.count_nonzero(z.numpy() > -np.inf))
