@@ -57,7 +57,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "lensplorer.analyses.patching": ("activation_patching", "attribution_patching", "confirm_patching", "verify_by_ablation"),
     "lensplorer.sampling.distribution": ("sampling_distribution",),
     "lensplorer.sampling.params": ("DecodingParams",),
-    "lensplorer.sampling.constraints": ("Constraint",),
+    "lensplorer.sampling.grammars": ("Constraint",),
     "lensplorer.views": ("draw",),
     "lensplorer.errors": ("LensplorerError",),
 }
