@@ -17,6 +17,7 @@ Needs ``pip install "lensplorer[attribution]"``, and scikit-learn for LIME and k
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -93,7 +94,9 @@ def _scores(question: Question, method: str, n_samples: int | None) -> torch.Ten
         explained = attr.GradientShap(forward).attribute(inputs, baselines=baseline[:1], n_samples=samples)
         return torch.as_tensor(explained)[0].sum(-1).detach()
     if method == "deeplift":
-        explained = attr.DeepLift(forward).attribute(inputs, baselines=baseline)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Setting forward, backward hooks")  # it says so at every call
+            explained = attr.DeepLift(forward).attribute(inputs, baselines=baseline)
         return torch.as_tensor(explained)[0].sum(-1).detach()
     # One feature per token that can matter; the tokens after the position share one more, which can only get 0.
     last = question.positions[-1]

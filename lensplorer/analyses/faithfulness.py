@@ -104,7 +104,7 @@ def attribution_agreement(trace: Trace, attributions: Sequence[xr.Dataset], *, t
     >>> trace = lp.run_trace(lp.load_model("storyworld"), "Once upon a")
     >>> methods = [lp.attribute(trace, " time", method=method) for method in ("occlusion", "integrated_gradients")]
     >>> lp.attribution_agreement(trace, methods).rank_correlation.dims
-    ('method', 'other')
+    ('attribution', 'other')
 
     Args:
         trace: the trace that was attributed.
@@ -112,7 +112,7 @@ def attribution_agreement(trace: Trace, attributions: Sequence[xr.Dataset], *, t
         top_k: how many tokens count as the top; all when the prompt is shorter.
 
     Returns:
-        (method, other): rank_correlation, Spearman's, ties sharing their mean rank, -1..1, NaN when one is constant; top_k_overlap, the share
+        (attribution, other), both method names: rank_correlation, Spearman's, ties sharing their mean rank, -1..1, NaN when one is constant; top_k_overlap, the share
         of common tokens among the top k, 0..1. Two signed methods are compared by signed score; where one is unsigned both are
         compared by magnitude. The top is by magnitude.
 
@@ -142,13 +142,13 @@ def attribution_agreement(trace: Trace, attributions: Sequence[xr.Dataset], *, t
             a, b = (np.abs(scores[i]), np.abs(scores[j])) if magnitude else (scores[i], scores[j])
             correlation[i, j] = rank_correlation(a, b)
             overlap[i, j] = len(tops[i] & tops[j]) / k
-    dims = ["method", "other"]
+    dims = ["attribution", "other"]
     labels = np.array(names, dtype=object)
     return make_result(
         trace,
         attribution_agreement,
         {"rank_correlation": (dims, correlation), "top_k_overlap": (dims, overlap)},
-        {"method": labels, "other": labels},
+        {"attribution": labels, "other": labels},
         position=n - 1,
         target=attributions[0].attrs["target"],
         top_k=k,

@@ -10,6 +10,7 @@ r₁ … r_T repeated once, after a BOS token if the model uses one:
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -197,7 +198,9 @@ def _k_means(rows: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
 def _map(rows: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
     """UMAP to two dimensions. [2, head_index]"""
     try:
-        from umap import UMAP
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)  # UMAP misses TensorFlow, which only its parametric kind needs
+            from umap import UMAP
     except ImportError as error:
         raise _needs_clusters(error) from error
     # UMAP's spectral start needs more points than it has eigenvectors to find; random start serves a handful.

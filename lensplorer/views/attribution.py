@@ -86,13 +86,13 @@ def attribution_agreement(result: xr.Dataset, *, theme: str = "dark") -> Any:
     """Methods × methods: rank correlation and overlap of the top tokens."""
     import holoviews as hv
 
-    names = [str(name).replace("_", " ") for name in result.method.values]
+    names = [str(name).replace("_", " ") for name in result.attribution.values]
     ticks = list(enumerate(names))
     grids = []
     for key, title, quantity in (
         ("rank_correlation", "Rank correlation", "signed"),
         ("top_k_overlap", f"Common of the top {result.attrs['top_k']}", "attention"),
     ):
-        grid = heatmap(result[key].values, x="other", y="method", value=key, title=title, theme=theme, quantity=quantity, high=1.0, width=420)
+        grid = heatmap(result[key].values, x="other", y="attribution", value=key, title=title, theme=theme, quantity=quantity, high=1.0, width=420)
         grids.append(grid.opts(xticks=ticks, yticks=ticks, xrotation=60, xlabel=""))
     return hv.Layout(grids).cols(2).opts(shared_axes=False)

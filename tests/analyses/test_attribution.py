@@ -52,7 +52,7 @@ def test_integrated_gradients_are_complete(traced, name, processing):
     trace = traced(name, processing=processing)
     result = attribute(trace, 3, position=-2)
     start = baseline_embedding(trace, result.attrs["baseline"]).expand(1, len(IDS), -1)
-    value, start_value = float(trace.logits[-2, 3]), value_at(trace.model, start, 3, -2)
+    value, start_value = float(trace.logits[-2, 3].detach()), value_at(trace.model, start, 3, -2)
     assert result.attrs["completeness"] <= 0.01
     assert abs(float(result.attribution.sum()) - (value - start_value)) <= 0.011 * abs(value - start_value)
     assert result.attrs["value"] == pytest.approx(value, abs=1e-4)
@@ -76,21 +76,22 @@ def test_integrated_gradients_against_a_slow_loop(traced, name):
     np.testing.assert_allclose(found, expected, atol=2e-2 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "opt"])
-def test_gradients_are_finite_differences(traced, name):
+# The norms of OPT and Gemma run in float32 whatever the model's dtype: their F has noise of 1e-7, which a step must outgrow.
+@pytest.mark.parametrize(("name", "step", "tolerance"), [("gpt2", 1e-5, 1e-5), ("gemma2", 1e-3, 5e-3), ("opt", 1e-3, 1e-3)])
+def test_gradients_are_finite_differences(traced, name, step, tolerance):
     trace = traced(name, dtype="float64")
     embeddings = trace.embeddings.detach()
     found = attribute(trace, 3, versus=4, method="input_x_gradient", objective="log_prob")
     for source in (0, 4, 9):
         nudge = torch.zeros_like(embeddings)
-        nudge[0, source] = 1e-5 * embeddings[0, source]
+        nudge[0, source] = step * embeddings[0, source]
 
         def difference(shift):
             moved = embeddings + shift
             return value_at(trace.model, moved, 3, -1, "log_prob") - value_at(trace.model, moved, 4, -1, "log_prob")
 
-        slope = (difference(nudge) - difference(-nudge)) / 2e-5
-        assert float(found.attribution[source]) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+        slope = (difference(nudge) - difference(-nudge)) / (2 * step)
+        assert float(found.attribution[source]) == pytest.approx(slope, rel=tolerance, abs=tolerance)
 
 
 def test_saliency_and_norms_are_of_the_gradient(traced):

@@ -42,11 +42,11 @@ def test_agreement(tiny_model):
     methods = ["occlusion", "input_x_gradient", "saliency"]
     found = attribution_agreement(trace, [attribute(trace, 3, method=method) for method in methods], top_k=3)
     scores = {method: attribute(trace, 3, method=method).attribution.values for method in methods}
-    assert float(found.rank_correlation.sel(method="occlusion", other="occlusion")) == pytest.approx(1)
+    assert float(found.rank_correlation.sel(attribution="occlusion", other="occlusion")) == pytest.approx(1)
     signed = spearmanr(scores["occlusion"], scores["input_x_gradient"]).statistic
-    assert float(found.rank_correlation.sel(method="occlusion", other="input_x_gradient")) == pytest.approx(signed)
+    assert float(found.rank_correlation.sel(attribution="occlusion", other="input_x_gradient")) == pytest.approx(signed)
     unsigned = spearmanr(abs(scores["occlusion"]), scores["saliency"]).statistic
-    assert float(found.rank_correlation.sel(method="occlusion", other="saliency")) == pytest.approx(unsigned)
+    assert float(found.rank_correlation.sel(attribution="occlusion", other="saliency")) == pytest.approx(unsigned)
     tops = [set(np.argsort(-abs(scores[method]))[:3]) for method in methods[:2]]
     assert float(found.top_k_overlap[0, 1]) == pytest.approx(len(tops[0] & tops[1]) / 3)
 

@@ -55,8 +55,8 @@ def test_curves(n_random):
 def test_agreement():
     values = np.array([[1.0, -0.5], [-0.5, 1.0]])
     names = np.array(["saliency", "occlusion"], dtype=object)
-    dims = ["method", "other"]
+    dims = ["attribution", "other"]
     data = {"rank_correlation": (dims, values), "top_k_overlap": (dims, abs(values))}
-    layout = draw(xr.Dataset(data, {"method": names, "other": names}, {"analysis": "attribution_agreement", "top_k": 2}))
+    layout = draw(xr.Dataset(data, {"attribution": names, "other": names}, {"analysis": "attribution_agreement", "top_k": 2}))
     assert layout.Image.I[1, 0] == pytest.approx(-0.5)
     rendered(layout)
