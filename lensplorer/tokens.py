@@ -180,7 +180,13 @@ def _encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[
             raise PromptError(f"A chat message needs 'role' and 'content', got {dict(message)!r}.")
     if getattr(tokenizer, "chat_template", None) is None:
         raise PromptError("This model has no chat template (it is a base model): give the prompt as plain text.")
-    text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, add_generation_prompt=True)
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise PromptError(f"The model's chat template refuses these messages ({roles}): {error}") from error
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 

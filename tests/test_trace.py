@@ -196,3 +196,14 @@ def test_chat_without_a_template_says_so(tiny_model):
             run_trace(model, [{"role": "user", "content": "hi"}])
     finally:
         model.tokenizer.chat_template = template
+
+
+def test_what_a_template_refuses_is_a_prompt_error(tiny_model):
+    model = tiny_model("opt")
+    template = model.tokenizer.chat_template
+    model.tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages[0].content }}"
+    try:
+        with pytest.raises(PromptError, match=r"refuses these messages \(system\): no system role"):
+            run_trace(model, [{"role": "system", "content": "hi"}])
+    finally:
+        model.tokenizer.chat_template = template
