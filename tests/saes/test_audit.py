@@ -96,7 +96,8 @@ def test_names_of_one_model():
 def centred_gpt2(tiny_folder):
     """TransformerLens' own model with centred writing weights, of the same checkpoint."""
     centred = load_model(str(tiny_folder("gpt2")), processing="none")
-    centred.process_weights_(fold_ln=False, center_writing_weights=True, center_unembed=False, fold_value_biases=False)
+    options = dict(fold_ln=False, center_writing_weights=True, center_unembed=False, fold_value_biases=False)
+    centred.load_and_process_state_dict(dict(centred.state_dict()), **options)
     return centred
 
 
