@@ -176,8 +176,8 @@ class Explorer:
 
     @property
     def layer(self) -> int:
-        """The chosen layer, 0 to n_layers."""
-        return self.state.layer if 0 <= self.state.layer <= self.n_layers else self.n_layers
+        """The chosen layer, 0 to n_layers; the one before the last until one is chosen."""
+        return self.state.layer if 0 <= self.state.layer <= self.n_layers else self.n_layers - 1
 
     @property
     def position(self) -> int:

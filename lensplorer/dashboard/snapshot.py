@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _HOVER = (
     ("probability", "probability", "probability"),
     ("surprisal", "surprisal", "bits"),
-    ("rank", "rank", ""),
+    ("rank", "rank", "count"),
     ("entropy", "entropy", "nats"),
     ("energy", "energy", "nats"),
 )

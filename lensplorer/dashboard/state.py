@@ -9,7 +9,7 @@ class PageState(param.Parameterized):
     """The page's own state; the prompts, branches and cursor are the session's."""
 
     view = param.String(default="probability", doc="Name of the view that colours the token strip.")
-    layer = param.Integer(default=-1, doc="Layer of the views that show one: 0 is the embedding, -1 the last.")
+    layer = param.Integer(default=-1, doc="Layer of the views that show one: 0 is the embedding, -1 none chosen yet.")
     z_scores = param.Boolean(default=True, doc="Whether the candidates show z-scores.")
     search = param.String(default="", doc="Only candidates whose text contains this.")
     selected = param.Integer(default=0, bounds=(0, None), doc="Index of the selected row of the candidates.")

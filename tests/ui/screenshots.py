@@ -90,7 +90,7 @@ def every_state(tab: Tab, browser: object, url: str, out: Path) -> None:
         tab.page.screenshot(path=out / f"hover-{theme}.png")
         tab.press("t")
     failed = Tab(browser, url, query="?model=storywrold")
-    failed.locator("footer .message").get_by_text("Did you mean").wait_for()
+    failed.locator(".strip .note").get_by_text("Did you mean").wait_for()
     shoot(failed, out / "no-model.png")
 
 

@@ -56,6 +56,7 @@ function formatProbability(value) {
 function formatValue(value, unit) {
   if (value == null) return "–";
   if (unit === "probability") return formatProbability(value);
+  if (unit === "count") return Math.round(value).toLocaleString("en");
   return unit ? `${formatNumber(value)} ${unit}` : formatNumber(value);
 }
 

@@ -5,11 +5,12 @@ function makeCandidates(page) {
   const search = make("input", {
     type: "search", placeholder: "search  /", "aria-label": "Search candidates", spellcheck: "false", autocomplete: "off", maxlength: "100",
   });
-  const head = make("div", { class: "bar" }, make("h2", {}, "Next after ", after), search, page.buttons("candidates"));
+  const heading = make("h2", {}, "Next after ", after);
+  const head = make("div", { class: "bar" }, heading, search, page.buttons("candidates"));
   const body = make("tbody");
   const headings = make("tr", {}, ...[["", "rank"], ["token", ""], ["probability", "", 2], ["logit", "number"], ["z", "number z"]].map(
     ([name, kind, span]) => make("th", { class: kind, colspan: span, scope: "col" }, name)));
-  const columns = make("colgroup", {}, ...["rank", "name", "bar", "probability", "logit", "z"].map((name) => make("col", { class: name })));
+  const columns = make("colgroup", {}, ...["rank", "name", "share", "probability", "logit", "z"].map((name) => make("col", { class: name })));
   const table = make("table", { class: "candidates" }, columns, make("thead", {}, headings), body);
   const scroll = make("div", { class: "scroll", tabindex: "-1" }, table);
   const note = make("div", { class: "note", role: "status", hidden: true });
@@ -48,7 +49,8 @@ function makeCandidates(page) {
 
   function draw() {
     const part = page.candidates;
-    drawToken(after, part.after ?? "∅");
+    heading.style.visibility = part.after == null ? "hidden" : "";
+    drawToken(after, part.after ?? "");
     const n = part.ids?.length ?? 0;
     root.classList.toggle("no-z", !part.z_scores);
     const part2 = { quantity: "probability", low: 0, high: 1 };

@@ -2,7 +2,7 @@
 
 /** A dialog that keeps the focus inside, closes on Escape and on a click beside it, and gives the focus back. */
 function makeDialog(label, ...children) {
-  const box = make("div", { class: "dialog", role: "dialog", "aria-modal": "true", "aria-label": label }, ...children);
+  const box = make("div", { class: "dialog", role: "dialog", "aria-modal": "true", "aria-label": label, tabindex: "-1" }, ...children);
   const root = make("div", { class: "veil", hidden: true }, box);
   let before = null;
   root.addEventListener("pointerdown", (event) => event.target === root && dialog.close());
@@ -21,10 +21,11 @@ function makeDialog(label, ...children) {
     open(focus) {
       before = root.getRootNode().activeElement;
       root.hidden = false;
-      (focus ?? box.querySelector("button"))?.focus();
+      (focus ?? box).focus();
     },
     close() {
       if (root.hidden) return;
+      root.getRootNode().activeElement?.blur(); // now, not at the next frame: the next key is a command
       root.hidden = true;
       before?.focus?.();
       dialog.onclose();

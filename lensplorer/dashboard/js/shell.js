@@ -115,9 +115,9 @@ export function render({ model, el }) {
     if (parts.has("lens")) lens.draw();
     if (parts.has("prompts")) rail.draw();
     badge.draw(page.strip.badge);
-    setText(title, page.strip.title ?? page.strip.label ?? "");
+    drawToken(title, page.strip.title ?? page.strip.label ?? "Values of the tokens");
     const empty = page.strip.empty === "no prompt" ? "A plot of the tokens' values appears here once there is a prompt: press i to write one."
-      : page.strip.empty ? "" : page.strip.error ?? (page.strip.quantity ? "" : "The plain prompt. Press e for the first view of it.");
+      : page.strip.empty ? "A plot of the tokens' values appears here once a model is loaded." : page.strip.error ?? (page.strip.quantity ? "" : "The plain prompt. Press e for the first view of it.");
     setText(plotNote, empty);
     plotNote.hidden = !empty;
     plotNote.classList.toggle("failed", Boolean(page.strip.error));

@@ -127,8 +127,13 @@ function makeStrip(page) {
     drawLegend();
     drawTokens();
     drawCursor();
-    setText(note, page.strip.error ?? "");
-    note.hidden = !page.strip.error;
+    const { error, loading } = page.lensModel;
+    const empty = { "no prompt": "The prompt is empty: press i to write or paste one.", "no model": error ? `${error} Press m to name another model.` : `Loading ${loading} …` }[page.strip.empty];
+    const failed = page.strip.error ?? (page.strip.empty === "no model" ? error : "");
+    setText(note, page.strip.error ?? empty ?? "");
+    note.hidden = !note.textContent;
+    note.classList.toggle("failed", Boolean(failed));
+    tokens.hidden = Boolean(page.strip.empty);
     if (hovered != null) showTip(hovered);
   }
   return { root, tip, tokens, draw, drawCursor };
