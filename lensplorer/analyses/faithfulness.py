@@ -112,8 +112,8 @@ def attribution_agreement(trace: Trace, attributions: Sequence[xr.Dataset], *, t
         top_k: how many tokens count as the top; all when the prompt is shorter.
 
     Returns:
-        (attribution, other), both method names: rank_correlation, Spearman's, ties sharing their mean rank, -1..1, NaN when one is constant; top_k_overlap, the share
-        of common tokens among the top k, 0..1. Two signed methods are compared by signed score; where one is unsigned both are
+        (attribution, other), both method names: rank_correlation, Spearman's, ties sharing their mean rank, -1..1, NaN when one is constant;
+        top_k_overlap, the share of common tokens among the top k, 0..1. Two signed methods are compared by signed score; where one is unsigned both are
         compared by magnitude. The top is by magnitude.
 
     Raises:
