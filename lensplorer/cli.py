@@ -1,4 +1,4 @@
-"""The command line: ``lensplorer explore``, ``lensplorer models``.
+"""The command line: ``lensplorer explore``, ``lensplorer models``, ``lensplorer saes``.
 
 Heavy modules are imported by the command that needs them. An error that a person can act on is one line on stderr and exit code 1; a bad
 option is exit code 2.
@@ -107,6 +107,26 @@ def models(
     if not found:
         raise LensplorerError(f"No known model has {search!r} in its name. `lensplorer models` lists all; a hub name or a folder works too.")
     typer.echo("\n".join(found))
+
+
+@app.command()
+@clean_errors
+def saes(
+    search: Annotated[list[str] | None, typer.Argument(help="Show only SAEs that hold each of these words.")] = None,
+    limit: Annotated[int, typer.Option(help="How many at most; 0 for all.", min=0)] = 40,
+) -> None:
+    """List published SAEs and transcoders by release and id: model, hook, number of features and L0, where their names tell."""
+    from lensplorer.saes import search_saes
+
+    text = " ".join(search or [])
+    found = search_saes(text)
+    if found.empty:
+        raise LensplorerError(f"No SAE has {text!r} in its release, id, model or repository. `lensplorer saes` lists all.")
+    shown = found.head(limit or len(found))
+    columns = shown[["release", "sae_id", "model", "hook", "width", "l0"]].astype("string").fillna("")
+    typer.echo(columns.to_string(index=False, justify="left"))
+    if len(shown) < len(found):
+        typer.echo(f"… {len(found) - len(shown)} more: add words, or --limit 0.", err=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def feature_activations(result: xr.Dataset, *, theme: str = "dark", position: in
         return _of_feature(result, feature, theme)
     values = np.where(result.feature.values >= 0, np.abs(result.activation.values), np.nan).T  # [rank, position]
     grid = heatmap(
-        values,
+        values if np.isfinite(values).any() else np.zeros_like(values),  # a picture of nothing but holes has no range
         x="position",
         y="rank",
         value="activation",
@@ -59,7 +59,7 @@ def _numbers(features: np.ndarray, values: np.ndarray, theme: str) -> Any:
     """Each cell's feature number, in an ink that can be read on it."""
     import holoviews as hv
 
-    top = float(np.nanmax(values, initial=0.0)) or 1.0
+    top = float(np.nan_to_num(values).max(initial=0.0)) or 1.0
     rows = [
         (position, rank + 1, str(features[rank, position]), ink(fill(values[rank, position], _QUANTITY, high=top, theme=theme)))
         for rank in range(features.shape[0])
@@ -80,7 +80,11 @@ def _at_position(result: xr.Dataset, position: int, theme: str) -> Any:
     active = here.feature.values >= 0
     values = here.activation.values[active]
     labels = [str(text) for text in here.label.values[active]] if "label" in result else [""] * len(values)
-    names = [shorten(f"{feature}  {label}".rstrip(), _LONGEST_LABEL) for feature, label in zip(here.feature.values[active], labels, strict=True)]
+    # spaces that are no token's are not to be drawn as one
+    names = [
+        shorten(f"{feature}  {label}".rstrip(), _LONGEST_LABEL).replace(" ", "\N{NO-BREAK SPACE}")
+        for feature, label in zip(here.feature.values[active], labels, strict=True)
+    ]
     at = np.arange(len(values))
     bars = hv.Rectangles(
         (np.minimum(values, 0), at - 0.4, np.maximum(values, 0), at + 0.4, values, here.feature.values[active], labels),

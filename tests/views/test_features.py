@@ -48,7 +48,7 @@ def test_the_grid_counts_ranks_down_and_numbers_its_cells(result, theme):
 def test_one_position_has_bars_with_labels(result):
     bars = draw(result, position=-2)
     assert list(bars.dimension_values("activation")) == [3, 1] and list(bars.dimension_values("feature")) == [7, 12]
-    assert rendered(bars).yaxis[0].formatter.args["labels"] == ["7  ␠cat ␠dog", "12  numbers"]
+    assert rendered(bars).yaxis[0].formatter.args["labels"] == ["7\xa0\xa0␠cat\xa0␠dog", "12\xa0\xa0numbers"]
     assert rendered(draw(result, position=0)).title.text == "Features at <bos> (0): none, the position is left out"
     assert rendered(draw(result.drop_vars("label"), position=1)).yaxis[0].formatter.args["labels"] == ["7", "12"]
     with pytest.raises(AnalysisError, match="Position 3 is outside this result: expected -3 to 2"):
