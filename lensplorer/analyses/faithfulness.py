@@ -113,8 +113,8 @@ def attribution_agreement(trace: Trace, attributions: Sequence[xr.Dataset], *, t
 
     Returns:
         (attribution, other), both method names: rank_correlation, Spearman's, ties sharing their mean rank, -1..1, NaN when one is constant;
-        top_k_overlap, the share of common tokens among the top k, 0..1. Two signed methods are compared by signed score; where one is unsigned both are
-        compared by magnitude. The top is by magnitude.
+        top_k_overlap, the share of common tokens among the top k, 0..1. Two signed methods are compared by signed score; where one is
+        unsigned both are compared by magnitude. The top is by magnitude.
 
     Raises:
         AnalysisError: fewer than two attributions, one not of this trace, different positions or targets, or top_k below 1.
