@@ -207,8 +207,8 @@ def patch(hook: str, trace: Trace | str, *, positions: PositionsLike = None, hea
 
     >>> import lensplorer as lp
     >>> model = lp.load_model("storyworld")
-    >>> clean = lp.run_trace(model, "Once upon a time")
-    >>> patched = lp.run_trace(model, "Once upon a bed", interventions=[lp.patch("blocks.0.hook_resid_pre", clean)])
+    >>> clean = lp.run_trace(model, "The capital of France is")
+    >>> patched = lp.run_trace(model, "The capital of Norway is", interventions=[lp.patch("blocks.0.hook_resid_pre", clean)])
     >>> bool((patched.logits - clean.logits).abs().max() < 1e-3)
     True
 

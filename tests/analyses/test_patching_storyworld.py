@@ -107,7 +107,7 @@ def test_steering_to_a_fact_raises_it_on_held_out_prompts(storyworld):
         steered = run_trace(storyworld, prompt, reads=[], interventions=[steer(direction, layer, 2.0, positions=plain.position(-1))])
         paris = plain.token_id(" Paris")
         before, after = (float(trace.logits[-1].softmax(-1)[paris]) for trace in (plain, steered))
-        assert after > max(0.05, 5 * before), country
+        assert after > max(0.01, 20 * before), country
 
 
 def test_steering_to_a_name_raises_it_on_held_out_prompts(storyworld):
@@ -120,4 +120,4 @@ def test_steering_to_a_name_raises_it_on_held_out_prompts(storyworld):
         steered = run_trace(storyworld, prompt, reads=[], interventions=[steer((positive, negative), layer, 2.0, positions=plain.position(-1))])
         lucy = plain.token_id(" Lucy")
         before, after = (float(trace.logits[-1].softmax(-1)[lucy]) for trace in (plain, steered))
-        assert after > max(0.05, 5 * before), other
+        assert after > max(0.01, 20 * before), other
