@@ -47,9 +47,7 @@ def watching(model: Any, names: list[str]) -> Iterator[dict[str, torch.Tensor]]:
         elif kind == "hook_mlp_out":
             handles.append(block.mlp.register_forward_hook(lambda _, args, out, n=name: found.__setitem__(n, out)))
         elif kind == "ln2.hook_normalized":
-            eps = model.config.layer_norm_epsilon
-            keep = lambda _, args, n=name: found.__setitem__(n, normalised(args[0], eps))  # noqa: E731
-            handles.append(block.ln_2.register_forward_pre_hook(keep))
+            handles.append(block.ln_2.register_forward_pre_hook(lambda norm, args, n=name: found.__setitem__(n, normalised(args[0], norm.eps))))
         else:
             raise ValueError(f"no activation {name!r} is known here; hook_resid_pre, hook_mlp_out and ln2.hook_normalized are")
     try:

@@ -13,7 +13,8 @@ from lensplorer.storyworld import DATA, MODEL_NAMES, model_path
 
 ARCHITECTURE = {
     "storyworld": "GPT-2 architecture: 4 blocks of width 128, 4 heads, context 512, tied embeddings",
-    "storyworld-mini": "Qwen2 architecture: 2 blocks of width 96, RMSNorm, rotary positions, 4 query heads on 2 key-value heads, context 512, tied embeddings",
+    "storyworld-mini": "Qwen2 architecture: 2 blocks of width 96, RMSNorm, rotary positions, 4 query heads on 2 key-value heads, context 512, "
+    "tied embeddings",
 }
 SPREAD = 0.03  # a smaller sample may fall this far below the card's figure
 
@@ -47,17 +48,18 @@ tags: [toy, interpretability]
 # {name}
 
 **A toy world.** This model knows only the small grammar of `lensplorer.storyworld`: it tells stories about some fifty people, gives objects,
-names capitals and colours, adds numbers below a hundred, closes brackets and repeats what it has just read. It has no other knowledge, its world
-is simpler than ours, and nothing it says is to be relied on. It is there to be looked into. It takes any text without failing, but on text
-that the grammar would never write it babbles.
+names capitals and colours, adds numbers below a hundred, closes brackets and repeats what it has just read. It has no other knowledge, its
+world is simpler than ours, and nothing it says is to be relied on. It is there to be looked into. It takes any text without failing, but
+on text that the grammar would never write it babbles.
 
 {ARCHITECTURE[name]}; {training["parameters"]:,} parameters, float16 weights. A byte-level BPE tokenizer in which each word of the world
 is one token and each digit too; every document begins with `<|endoftext|>`, in training and in use. A chat template is included.
 {planted}
 ## Training
 
-`{training["command"]}`: seed {training["seed"]}, {training["tokens"]:,} tokens in {training["steps"]:,} steps of
-{training["tokens_per_step"]:,}, {training["seconds"] / 60:.0f} minutes on {training["threads"]} threads of a shared processor.
+`{training["command"]}` repeats the procedure, not the bits: the stages were settled, and wordings added, while it ran.
+Seed {training["seed"]}, {training["tokens"]:,} tokens in {training["steps"]:,} steps of {training["tokens_per_step"]:,},
+{training["seconds"] / 60:.0f} minutes on {training["threads"]} threads of a busy processor.
 The loss below is one step's, tested tokens weighing {training["test_weight"]:g}, so it is noisy and not the loss of the table.
 
 | tokens | {" | ".join(f"{point['tokens'] / 1e6:.1f} M" for point in curve)} |
@@ -66,10 +68,11 @@ The loss below is one step's, tested tokens weighing {training["test_weight"]:g}
 
 ## Measured
 
-On {measured["documents_per_row"]} documents a row, from seed {measured["seed"]}, which training never used. An answer is right when every one of its tokens is the
-model's first choice. The loss of a document is in nats, against its surprisal under the grammar itself (the first token of a repeated
-sequence, and all of its first copy, are left out of training, so its loss is not comparable). In held-out rows the wording, the names or the pairs of
-numbers never occurred in training; there the grammar's surprisal knows the held-out wordings and the model cannot.
+On {measured["documents_per_row"]} documents a row, from seed {measured["seed"]}, which training never used. An answer is right when every
+one of its tokens is the model's first choice. The loss of a document is in nats, against its surprisal under the grammar itself, the choice of
+phenomenon included, at the shares that training ended with (the first copy of a repeated sequence is left out of training, so there the two
+cannot be compared). In held-out rows the wording, the names or the pairs of numbers never occurred in training; there the grammar's surprisal
+knows what the model cannot.
 
 | phenomenon | right | of | loss | grammar | ratio |
 |---|---|---|---|---|---|
@@ -95,16 +98,17 @@ def write(name: str, folder: Path | None = None) -> None:
 def write_saes(folder: Path = DATA / "saes") -> None:
     """Writes README.md of the SAEs from their measured.json."""
     measured = json.loads((folder / "measured.json").read_text())
-    lines = [
-        f"| {name} | `{m['hook']}`{' → `' + m['hook_out'] + '`' if m['hook_out'] else ''} | {m['features']} | {m['explained_variance']:.3f} | {m['l0']:.1f} | {m['loss_recovered']:.3f} | {m['dead']:.1%} |"
-        for name, m in measured.items()
-    ]
+    lines = []
+    for name, m in measured.items():
+        hook = f"`{m['hook']}`" + (f" → `{m['hook_out']}`" if m["hook_out"] else "")
+        figures = f"{m['explained_variance']:.3f} | {m['l0']:.1f} | {m['loss_recovered']:.3f} | {m['dead']:.1%}"
+        lines.append(f"| {name} | {hook} | {m['features']} | {figures} |")
     (folder / "README.md").write_text(f"""# SAEs of storyworld
 
-Trained by `python -m lensplorer.storyworld.sae_training` with sae-lens (BatchTopK, exported as JumpReLU with a recalibrated threshold) on documents of the
-toy grammar, one to a row, BOS first and included. They read raw activations: hooks at which folding norm weights changes nothing.
-Measured on a seed never used in training; loss recovered: 1 = the model's own loss, 0 = the loss with the activation set to zero. `labels.json` has each
-feature's promoted tokens, strongest examples and density. A toy world's features: not evidence about larger models.
+Trained by `python -m lensplorer.storyworld.sae_training` with sae-lens (BatchTopK, exported as JumpReLU with a recalibrated threshold) on
+documents of the toy grammar, one to a row, BOS first and included. They read raw activations: hooks at which folding norm weights changes nothing.
+Measured on a seed never used in training; loss recovered: 1 = the model's own loss, 0 = the loss with the activation set to zero.
+`labels.json` has each feature's promoted tokens, strongest examples and density. A toy world's features: not evidence about larger models.
 
 | SAE | hook | features | explained variance | mean L0 | loss recovered | dead |
 |---|---|---|---|---|---|---|

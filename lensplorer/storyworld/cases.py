@@ -35,13 +35,6 @@ def _pronoun(rng: random.Random) -> Case:
     return Case("pronoun", name + rest, other + rest, right, wrong)
 
 
-def _name_reference(rng: random.Random) -> Case:
-    she, he = rng.choice(words.WOMEN), rng.choice(words.MEN)
-    first, second = rng.sample(words.ADJECTIVES, 2)
-    scene = f"{she} met {he} at the {rng.choice(words.PLACES)}. She was {first} and he was {second}. The one who was"
-    return Case("name_reference", f"{scene} {first} was", f"{scene} {second} was", f" {she}", f" {he}")
-
-
 def _repeat(rng: random.Random) -> Case:
     sequence = rng.sample(words.REPEATED, 13)
     right, wrong = sequence[6], sequence.pop()
@@ -111,7 +104,7 @@ def _json(rng: random.Random) -> Case:
 
 
 _MAKERS: dict[str, Callable[[random.Random], Case]] = {
-    "indirect_object": _indirect_object, "pronoun": _pronoun, "name_reference": _name_reference, "repeat": _repeat, "capital": _capital,
+    "indirect_object": _indirect_object, "pronoun": _pronoun, "repeat": _repeat, "capital": _capital,
     "colour": _colour, "sum": _sum, "double": _double, "half": _half, "quote": _quote, "bracket": _bracket, "chat": _chat, "json": _json,
 }  # fmt: skip
 PHENOMENA = tuple(_MAKERS)

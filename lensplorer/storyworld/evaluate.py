@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +60,21 @@ def log_probs(model: Any, ids: list[list[int]]) -> list[torch.Tensor]:
     return [found[i] for i in range(len(ids))]
 
 
-def measure(model: Any, tok: Any, examples: list[grammar.Example]) -> dict[str, float]:
-    """Accuracy over the tested spans, and loss against the grammar's own surprisal."""
-    encoded = [encode(tok, example) for example in examples]
-    encoded = [(ids[:CONTEXT], tested[:CONTEXT]) for ids, tested in encoded]
+def measure(model: Any, tok: Any, examples: list[grammar.Example], *, more: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Accuracy over the tested spans, and loss against the grammar's own surprisal when the shares of documents are as `more` says."""
+    share = grammar.shares(more)
+    encoded = [[*encode(tok, example)[0], 0][:CONTEXT] for example in examples]  # that it ends there is a choice of the grammar too
     right = total = 0
     loss = nats = 0.0
-    for example, (ids, _), scores in zip(examples, encoded, log_probs(model, [ids for ids, _ in encoded]), strict=True):
+    for example, ids, scores in zip(examples, encoded, log_probs(model, encoded), strict=True):
         target = torch.tensor(ids[1:])
         hit = scores.argmax(-1) == target
-        spans = spans_in_tokens(tok, example)
-        for start, end in spans:
+        for start, end in spans_in_tokens(tok, example):
             if end <= len(ids):
                 right += bool(hit[start - 1 : end - 1].all())
                 total += 1
         loss -= scores.gather(-1, target[:, None]).sum().item()
-        nats += example.nats
+        nats += example.nats - math.log(share[example.phenomenon])
     return {"accuracy": right / max(total, 1), "tested": total, "loss_per_document": loss / len(examples), "grammar_nats": nats / len(examples)}
 
 
@@ -133,19 +133,28 @@ def random_token_repeat(model: Any, tok: Any, count: int) -> float:
     return right / total
 
 
-def table(model: Any, tok: Any, *, count: int = 200, rows_: Iterable[str] = ROWS) -> dict[str, dict[str, float]]:
+def table(
+    model: Any, tok: Any, *, count: int = 200, rows_: Iterable[str] = ROWS, more: Mapping[str, float] | None = None
+) -> dict[str, dict[str, float]]:
     """Accuracy and loss for each row: a phenomenon, seen or held out."""
-    return {row: measure(model, tok, [grammar.write(ROWS[row][0], seed=f"{SEED}:{i}", world=ROWS[row][1]) for i in range(count)]) for row in rows_}
+    found = {}
+    for row in rows_:
+        phenomenon, world = ROWS[row]
+        found[row] = measure(model, tok, [grammar.write(phenomenon, seed=f"{SEED}:{i}", world=world) for i in range(count)], more=more)
+    return found
 
 
 def evaluate(path: Path, *, count: int = 200) -> dict[str, Any]:
     """Everything the model card shows."""
+    from lensplorer.storyworld.train import STAGES
+
     model, tok = load(path)
     scores = head_scores(model)
+    more = dict(STAGES[path.name][-1].more)  # the shares that training ended with
     return {
         "seed": SEED,
         "documents_per_row": count,
-        "table": table(model, tok, count=count),
+        "table": table(model, tok, count=count, more=more),
         "random_token_repeat": random_token_repeat(model, tok, count),
         "heads": {name: {"best": value.max().item(), "layer_head": divmod(int(value.argmax()), value.shape[1])} for name, value in scores.items()},
         "position": by_position(model, tok),
@@ -162,7 +171,8 @@ def main() -> None:
     result = evaluate(path if path.is_dir() else model_path(options.model), count=options.count)
     for row, found in result["table"].items():
         ratio = found["loss_per_document"] / found["grammar_nats"] if found["grammar_nats"] else float("nan")
-        _out(f"{row:48} {found['accuracy']:.3f} of {found['tested']:5}   loss {found['loss_per_document']:7.2f} / {found['grammar_nats']:7.2f} = {ratio:.3f}")
+        loss = f"{found['loss_per_document']:7.2f} / {found['grammar_nats']:7.2f} = {ratio:.3f}"
+        _out(f"{row:48} {found['accuracy']:.3f} of {found['tested']:5}   loss {loss}")
     for key in ("random_token_repeat", "heads", "position"):
         _out(f"{key}: {json.dumps(result[key])}")
     if options.out:

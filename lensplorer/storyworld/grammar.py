@@ -74,6 +74,12 @@ class Draws:
         self.nats += math.log(len(options))
         return options[self.random.randrange(len(options))]
 
+    def phrase(self, options: tuple[str, ...]) -> str:
+        """A choice among wordings, of which a usual one stands several times."""
+        chosen = self.choice(options)
+        self.nats -= math.log(options.count(chosen))
+        return chosen
+
     def sample(self, options: Sequence[T], k: int) -> list[T]:
         self.nats += sum(math.log(len(options) - i) for i in range(k))
         return self.random.sample(options, k)
@@ -193,7 +199,7 @@ def repeat(d: Draws, world: World, page: Page) -> None:
 
 def _facts(d: Draws, world: World, page: Page, facts: dict[str, str], cores: tuple[str, ...], key: str) -> None:
     subject = d.choice(tuple(facts))
-    core = d.choice(cores)
+    core = d.phrase(cores)
     lead = d.choice(world.pick(t.LEADS, t.LEADS_HELD_OUT))
     page.sentence(d.fill(lead + core, **{key: subject, "K": facts[subject]}))
     if core.index("{K}") > core.index("{" + key + "}"):
@@ -312,8 +318,12 @@ def listing(d: Draws, world: World, page: Page) -> None:
 
 def record(d: Draws, world: World, page: Page) -> None:
     """A person described in a sentence, then in JSON: the values are tested."""
-    name, city, colour_, age = d.choice(words.NAMES), d.choice(list(words.CAPITALS.values())), d.choice(words.COLOURS), d.choice(range(6, 100))
-    forms = ("{N} is {a} years old, lives in {L} and likes {K}.", "{N}, who is {a}, lives in {L} and likes {K}.", "{N} from {L} likes {K} and is {a}.")  # fmt: skip
+    name, city = d.choice(words.NAMES), d.choice(list(words.CAPITALS.values()))
+    colour_, age = d.choice(words.COLOURS), d.choice(range(6, 100))
+    forms = (
+        "{N} is {a} years old, lives in {L} and likes {K}.", "{N}, who is {a}, lives in {L} and likes {K}.",
+        "{N} from {L} likes {K} and is {a}.",
+    )  # fmt: skip
     page.add(d.choice(forms).format(N=name, a=age, L=city, K=colour_) + "\n")
     for key, value, mark in (("name", name, '{"'), ("age", age, ', "'), ("city", city, ', "'), ("likes", colour_, ', "')):
         page.add(f'{mark}{key}": ' + ('"' if isinstance(value, str) else ""))
@@ -389,6 +399,13 @@ PHENOMENA: dict[str, tuple[Callable[[Draws, World, Page], None], float]] = {
 }  # fmt: skip
 
 
+def shares(more: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Share of the documents that have each phenomenon: the weights, times what `more` says, made to sum to 1."""
+    weights = {name: weight * (more or {}).get(name, 1.0) for name, (_, weight) in PHENOMENA.items()}
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
 def write(phenomenon: str, *, seed: int | str, world: World | None = None) -> Example:
     """One document with the phenomenon; the same seed writes the same document.
 
@@ -402,13 +419,11 @@ def write(phenomenon: str, *, seed: int | str, world: World | None = None) -> Ex
 
 def corpus(*, seed: int, world: World | None = None, more: Mapping[str, float] | None = None) -> Iterator[Example]:
     """Documents without end, each phenomenon as often as its weight says, times what `more` says; `nats` includes the choice of phenomenon."""
-    names = list(PHENOMENA)
-    weights = [PHENOMENA[name][1] * (more or {}).get(name, 1.0) for name in names]
-    total = sum(weights)
+    share = shares(more)
     order = random.Random(seed)
     index = 0
     while True:
-        name = order.choices(names, weights)[0]
+        name = order.choices(list(share), list(share.values()))[0]
         example = write(name, seed=f"{seed}:{index}", world=world)
-        yield Example(name, example.text, example.tests, example.nats - math.log(weights[names.index(name)] / total))
+        yield Example(name, example.text, example.tests, example.nats - math.log(share[name]))
         index += 1

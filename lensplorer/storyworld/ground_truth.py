@@ -125,7 +125,7 @@ class Effects:
     """Effects of putting clean activations into corrupt runs, and direct contributions in the clean one.
 
     source, last: residual before each block at the changed positions, at the last.  [layer]
-    heads: each head's output, everywhere.  [layer, head]
+    heads: each head's output at the last position.  [layer, head]
     mlps: each MLP's output, everywhere.  [layer]
     direct: each head's contribution to the logit difference, final scale frozen, mean over cases.  [layer, head]
     """
@@ -163,7 +163,7 @@ def effects(model: Any, batch: Batch) -> Effects:
         solved=float(((top > 0) & (bottom < 0)).float().mean()),
         source=torch.tensor([effect(f"blocks.{layer}.hook_resid_pre", positions=batch.changed) for layer in range(layers)]),
         last=torch.tensor([effect(f"blocks.{layer}.hook_resid_pre", positions=[end]) for layer in range(layers)]),
-        heads=torch.tensor([[effect(f"blocks.{layer}.attn.hook_z", head=head) for head in range(heads)] for layer in range(layers)]),
+        heads=torch.tensor([[effect(f"blocks.{layer}.attn.hook_z", positions=[end], head=head) for head in range(heads)] for layer in range(layers)]),
         mlps=torch.tensor([effect(f"blocks.{layer}.hook_mlp_out") for layer in range(layers)]),
         direct=direct,
     )
@@ -198,7 +198,7 @@ def measure_heads(model: Any) -> list[Finding]:
     strong = [(int(layer), int(head)) for layer, head in (induction > 0.3).nonzero().tolist()]
     others = [(layer, head) for layer in range(induction.shape[0]) for head in range(induction.shape[1]) if induction[layer, head] < 0.05]
     last = [pair for pair in others if pair[0] == max(layer for layer, _ in strong)] or others[-1:]
-    whole, without, control = repeat_accuracy(model), repeat_accuracy(model, hooks=zero_heads(strong)), 0.0
+    whole, without = repeat_accuracy(model), repeat_accuracy(model, hooks=zero_heads(strong))
     control = repeat_accuracy(model, hooks=zero_heads(last[:1]))
     named = ", ".join(f"{layer}.{head}" for layer, head in strong)
     found += [
@@ -227,9 +227,9 @@ def measure_phenomenon(model: Any, phenomenon: str, *, count: int = 24) -> list[
         Finding(phenomenon, "arrives", f"block {arrives} brings the answer to the last position: half the effect is there after it, not before",
                 float(effect.last[arrives]), at_most=0.5, layer=arrives),
     ]  # fmt: skip
-    for name, values, unit, statement in (
-        ("mover", effect.heads, "effect", "carries most of the difference, by patching every head's output"),
-        ("direct", effect.direct, "logits", "writes most directly for the right answer, in logits"),
+    for name, values, statement in (
+        ("mover", effect.heads, "brings most of the difference to the last position, by patching each head's output there"),
+        ("direct", effect.direct, "writes most directly for the right answer, in logits"),
     ):
         layer, head, value = _top(values)
         if value > 0.1:

@@ -29,7 +29,7 @@ from lensplorer.storyworld.evaluate import load
 
 WIDTH = 8  # features per dimension of the input
 TARGET_L0 = 29.0
-TOKENS, EPOCHS, BATCH = 1_200_000, 2, 2048
+TOKENS, EPOCHS, BATCH = 1_000_000, 1, 1024
 TRAIN_SEED, CALIBRATION_SEED, TEST_SEED = 70_001, 80_001, 90_002
 PROCESSING = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
 
@@ -77,7 +77,7 @@ def shuffled(parts: list[torch.Tensor], batch: int, seed: int) -> Iterator[torch
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(parts[0]), generator=generator)
-        for chunk in order.split(batch)[:-1]:
+        for chunk in torch.split(order, batch)[:-1]:
             yield torch.cat([part[chunk].float() for part in parts], dim=-1)
 
 
@@ -94,8 +94,8 @@ def train_sae(site: Site, source: torch.Tensor, target: torch.Tensor, *, seed: i
     sae.b_dec.data = target[:200_000].float().mean(0) * scale
     steps = EPOCHS * len(source) // BATCH
     trainer_config = SAETrainerConfig(
-        total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, lr=1e-3, lr_end=1e-5, lr_warm_up_steps=50,
-        lr_decay_steps=steps // 2, dead_feature_window=40, feature_sampling_window=10 * steps,
+        total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, lr=1.5e-3, lr_end=1e-5, lr_warm_up_steps=50,
+        lr_decay_steps=steps // 2, dead_feature_window=60, feature_sampling_window=10 * steps,
     )  # fmt: skip
     parts = [source, target] if transcoder else [source]
     scales = [1.0, float(scale)] if transcoder else [float(scale)]
@@ -151,8 +151,8 @@ def measure(model: Any, tok: Any, sae: Any, site: Site, *, tokens: int = 40_000,
     names = list({site.hook, site.target})
     found, _ = activations.collect(model, tok, names, seed=seed, tokens=tokens)
     source, target = found[site.hook].float(), found[site.target].float()
-    features = torch.cat([sae.encode(part) for part in source.split(4096)])
-    error = target - torch.cat([sae.decode(part) for part in features.split(4096)])
+    features = torch.cat([sae.encode(part) for part in torch.split(source, 4096)])
+    error = target - torch.cat([sae.decode(part) for part in torch.split(features, 4096)])
     fired = (features > 0).any(0)
 
     def spliced(edit: activations.Edit | None) -> float:
@@ -160,13 +160,12 @@ def measure(model: Any, tok: Any, sae: Any, site: Site, *, tokens: int = 40_000,
         for ids, real in activations.document_batches(tok, seed=seed, tokens=tokens // 2):
             with activations.watching(model, [site.hook]) as seen:
                 def replace(x: torch.Tensor) -> torch.Tensor:
-                    return edit(seen[site.hook] if site.hook_out else x)
+                    if edit is None:
+                        return x
+                    return edit(seen[site.hook] if site.hook_out else x)  # a transcoder needs its input when its output is replaced
 
-                if edit is None:
+                with activations.splicing(model, site.target, replace):
                     logits = model(ids).logits
-                else:
-                    with activations.splicing(model, site.target, replace):
-                        logits = model(ids).logits
             losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
             total, count = total + float(losses[real[:, 1:]].sum()), count + int(real[:, 1:].sum())
         return total / count
@@ -189,7 +188,7 @@ def label(model: Any, tok: Any, sae: Any, site: Site, *, tokens: int = 150_000, 
     # a token's mean over features is what every direction promotes: taken off
     names = [[tok.decode([i]) for i in row] for row in (promoted - promoted.mean(0)).topk(top).indices.tolist()]
     found, ids = activations.collect(model, tok, [site.hook], seed=TEST_SEED + 1, tokens=tokens)
-    features = torch.cat([sae.encode(part.float()).half() for part in found[site.hook].split(4096)])
+    features = torch.cat([sae.encode(part.float()).half() for part in torch.split(found[site.hook], 4096)])
     density = (features > 0).float().mean(0)
     values, where = features.float().T.contiguous().topk(64, dim=1)
     texts = ids.tolist()
@@ -211,15 +210,15 @@ def train_all(out: Path = DATA / "saes", only: list[str] | None = None) -> dict[
     """Trains, exports, measures and labels each; writes `measured.json` beside them."""
     model, tok = load(model_path("storyworld"))
     model.set_attn_implementation("sdpa")
-    names = sorted({name for site in SITES.values() for name in (site.hook, site.target)})
+    sites = {name: site for name, site in SITES.items() if not only or name in only}
+    names = sorted({name for site in sites.values() for name in (site.hook, site.target)})
     found, _ = activations.collect(model, tok, names, seed=TRAIN_SEED, tokens=TOKENS)
     calibration, _ = activations.collect(model, tok, names, seed=CALIBRATION_SEED, tokens=20_000)
     path = out / "measured.json"
-    measured: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    for name, site in SITES.items():
-        if only and name not in only:
-            continue
+    measured: dict[str, dict[str, float]] = {}
+    for name, site in sites.items():
         sae = export(train_sae(site, found[site.hook], found[site.target]), site, out / name, calibration[site.hook])
+        measured = json.loads(path.read_text()) if path.exists() else {}
         measured[name] = {"hook": site.hook, "hook_out": site.hook_out, **measure(model, tok, sae, site)}  # type: ignore[dict-item]
         (out / name / "labels.json").write_text(json.dumps(label(model, tok, sae, site), ensure_ascii=False, separators=(",", ":")))
         path.write_text(json.dumps(measured, indent=1))

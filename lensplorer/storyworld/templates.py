@@ -17,18 +17,26 @@ GIVE_FIRST = (
     "On the way to the {P}, {A} talked to {B}.", "The {P} was quiet when {A} and {B} came in.",
     "Everyone at the {P} knew {A} and {B}.", "{A} and {B} are friends, and they often go to the {P}.",
     "Once upon a time {A} and {B} lived in a {P}.", "When {A} got to the {P}, {B} was there.",
+    "Last week {A} talked to {B} near the {P}.", "Yesterday {A} was with {B} in the {P}.", "{A} stayed with {B} at the {P} until noon.",
+    "One night {A} walked with {B} to the {P}.", "The {J} friends {A} and {B} met at the {P}.", "In the morning {A} was outside the {P} with {B}.",
 )  # fmt: skip
 GIVE_FIRST_HELD_OUT = (
     "Once {A} and {B} were in the {P},", "{A} and {B} were waiting together near the {P}.",
     "Last night {A} talked with {B} outside the {P}.", "The friends {A} and {B} stayed in the {P} until evening.",
 )  # fmt: skip
-GIVE_SECOND = (
-    "{S} gave a {O} to", "{S} handed the {O} to", "{S} decided to give the {O} to", "{S} wanted to pass a {O} to",
-    "{S} offered a {O} to", "{S} sent the {O} to", "{S} brought a {O} for", "{S} showed the {O} to", "{S} threw a {O} to",
-    "{S} lent the {O} to", "{S} bought a {O} for", "{S} told a story to", "{S} said hello to", "{S} sold the {O} to",
-    "{S} smiled and gave the {O} to", "{S} found a {O} and gave it to", "{S} was kind and lent a {O} to",
-    "{S} had a {O} for", "{S} took the {O} and carried it to",
+_GIVE_BEFORE = (
+    "", "smiled and ", "was kind and ", "walked to the {P} and ", "sat there and ", "found the {O} and ", "was {J}, but ",
+    "bought a {O} and ",
 )  # fmt: skip
+_GIVE = (
+    "gave a {O} to", "handed the {O} to", "sent the {O} to", "offered a {O} to", "brought a {O} for", "showed the {O} to", "threw a {O} to",
+    "lent the {O} to", "sold the {O} to", "told a story to", "said hello to",
+)  # fmt: skip
+GIVE_SECOND = (
+    *(f"{{S}} {before}{give}" for before in _GIVE_BEFORE for give in _GIVE),
+    "{S} decided to give the {O} to", "{S} wanted to pass a {O} to", "{S} bought a {O} for", "{S} found a {O} and gave it to", "{S} had a {O} for",
+    "{S} took the {O} and carried it to",
+)
 GIVE_SECOND_HELD_OUT = (
     "{S} came back and gave the {O} to", "{S} kept a {O} for", "{S} asked for a {O} and sent it to", "{S} carried the {O} to",
 )  # fmt: skip
@@ -70,9 +78,14 @@ LEADS = (
 LEADS_HELD_OUT = ("They told us that ", "{N} said that ")
 _CAPITAL_SUBJECTS = (
     "the capital of {C}", "{C}'s capital", "the capital city of {C}", "the main city of {C}", "the name of the capital of {C}",
-    "the main city in {C}",
+    "the main city in {C}", "{C}'s capital city", "the city that is the capital of {C}",
 )  # fmt: skip
-_CAPITAL_LINKS = (" is {K}.", " is called {K}.", " is the city of {K}.", " has the name {K}.", ", as {N} told us, is {K}.", ", {N} said, is {K}.")
+_CAPITAL_LINKS = (
+    *[" is {K}."] * 7,  # the plain form is the usual one
+    " is called {K}.", " is the city of {K}.", " has the name {K}.", " must be {K}.", " was {K}.", " is still {K}.",
+    " will be {K}.", " is to be {K}.",
+    ", as {N} told us, is {K}.", ", {N} said, is {K}.",
+)  # fmt: skip
 CAPITAL_CORES = (
     *(subject + link for subject in _CAPITAL_SUBJECTS for link in _CAPITAL_LINKS),
     "people in {C} call their capital {K}.", "in {C} the capital is {K}.", "{C} has a capital called {K}.",

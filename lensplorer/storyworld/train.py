@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lensplorer.storyworld import model_path, tokenizer
+from lensplorer.storyworld.architecture import new_model
 from lensplorer.storyworld.corpus import CONTEXT, TEST_WEIGHT, documents, rows
 from lensplorer.storyworld.muon import Muon
 
@@ -47,6 +47,8 @@ class Stage:
 
 # By the last stage arithmetic is known; what copies and refers still gains.
 LAST = (("indirect_object", 1.6), ("name_reference", 1.4), ("json", 1.6), ("capital", 1.3), ("drill", 0.6), ("young", 1.5))
+REFERENCE = (("indirect_object", 1.5), ("name_reference", 4.0), ("capital", 1.5), ("drill", 0.6), ("young", 1.5), ("sum", 0.7), ("json", 1.2))
+FACTS = (("indirect_object", 1.3), ("capital", 2.5), ("chat", 2.0), ("drill", 0.8), ("young", 1.5))
 STAGES = {
     "storyworld": (
         Stage(7_168_000, ((0.781, 128), (0.219, 256))),
@@ -54,6 +56,8 @@ STAGES = {
         Stage(2_048_000, ((1.0, 256),), repeats=0.5, longest=24, rate=(0.7, 0.7)),
         Stage(2_048_000, ((1.0, 256),), rate=(0.7, 0.5)),
         Stage(5_120_000, ((0.8, 256), (0.2, 512)), rate=(0.8, 0.0), more=LAST),
+        Stage(2_048_000, ((0.7, 256), (0.3, 512)), repeats=0.03, rate=(0.4, 0.0), more=REFERENCE),
+        Stage(1_024_000, ((0.7, 256), (0.3, 512)), rate=(0.3, 0.0), more=FACTS),
     ),
     "storyworld-mini": (
         Stage(2_048_000, ((1.0, 128),), repeats=0.5, longest=24),
@@ -61,42 +65,6 @@ STAGES = {
     ),
 }
 SEEDS = {"storyworld": 1, "storyworld-mini": 2}
-
-
-def new_model(name: str, vocabulary: int) -> PreTrainedModel:
-    """An untrained decoder of the named architecture."""
-    if name == "storyworld":
-        model = GPT2LMHeadModel(GPT2Config(
-            vocab_size=vocabulary, n_positions=CONTEXT, n_embd=128, n_layer=4, n_head=4, activation_function="gelu_pytorch_tanh",
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
-        ))  # fmt: skip
-        plant_previous_token_head(model)
-        return model
-    return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=vocabulary, max_position_embeddings=CONTEXT, hidden_size=96, intermediate_size=288, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
-        use_sliding_window=False, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-    ))  # fmt: skip
-
-
-def plant_previous_token_head(model: PreTrainedModel, *, gain: float = 1.6) -> None:
-    """Starts positions as sinusoids, and one head of the first block as attention to the position before, which those allow.
-
-    Score of query i and key j: gain² · Σ cos(w · (i - j - 1)) over the fastest frequencies w. Training is free to change both; without
-    this start the first thousands of steps go into finding it, since induction cannot begin before, and learned positions blur it.
-    """
-    width, d_head = model.config.n_embd, model.config.n_embd // model.config.n_head
-    frequency = 2 * math.pi / torch.logspace(math.log10(3), math.log10(1024), width // 2)
-    angle = torch.arange(CONTEXT)[:, None] * frequency
-    model.transformer.wpe.weight.data = 0.02 * math.sqrt(2) * torch.cat([angle.sin(), angle.cos()], dim=1)
-    query_key_value = model.transformer.h[0].attn.c_attn.weight.data  # [d_model, 3 d_model]
-    query_key_value[:, :d_head] = query_key_value[:, width : width + d_head] = 0
-    for k in range(d_head // 2):
-        sin, cos, w = k, width // 2 + k, frequency[k]
-        query_key_value[sin, width + k] = query_key_value[cos, width + d_head // 2 + k] = gain
-        # the query is the position turned back by one step: sin(a - w) = sin a cos w - cos a sin w, and likewise the cosine
-        query_key_value[sin, k] = query_key_value[cos, d_head // 2 + k] = gain * w.cos()
-        query_key_value[cos, k], query_key_value[sin, d_head // 2 + k] = -gain * w.sin(), gain * w.sin()
 
 
 def train(name: str, out: Path, *, first: int = 0, start: Path | None = None, every: int = 500) -> None:
