@@ -136,7 +136,7 @@ def _residual(ask: Ask, residual_norms: Callable[..., Any]) -> Colouring:
 
 def brief(value: float) -> str:
     """A small number as the page writes it: 7e−6."""
-    return f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
+    return f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−") if value else "0"
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

@@ -66,7 +66,7 @@ class Desk:
         self.explorer = Explorer(options, load=partial(shared_model, dtype=options.dtype), later=self.worker.submit)
         self.explorer.state.model_error = refusal
         first = {**snapshot(self.explorer), **later_parts(self.explorer)}
-        self.shell = Shell(**_renamed(first), panels=[self.timeline.pane], sizing_mode="stretch_both")
+        self.shell = Shell(first, panels=[self.timeline.pane], sizing_mode="stretch_both")
         self.shell.on_msg(self._receive)
         self.page = pmui.Page(
             main=[self.shell],
@@ -102,7 +102,12 @@ class Desk:
         return asked[0].decode("utf-8", errors="replace") if asked else self.explorer.options.model
 
     def _receive(self, event: Any) -> None:
-        if isinstance(event.data, dict):
+        if not isinstance(event.data, dict):
+            return
+        if event.data.get("do") == "hello":  # the browser listens from now on: messages before were lost
+            self.shell.forget()
+            self.worker.submit(lambda: None)
+        else:
             self.worker.submit(partial(self.explorer.perform, event.data))
 
     # -- worker → browser --------------------------------------------------------------------------------------------------------
@@ -135,18 +140,15 @@ class Desk:
         """Under the document's lock: send what changed."""
         with self._mutex:
             picture, self._next = self._next or {}, None
+        changed = self.shell.show(picture)
+        if "status" not in picture:
+            return
+        theme = picture["status"]["theme"]
         with pn.io.hold(self._doc):
-            changed = {name: part for name, part in _renamed(picture).items() if getattr(self.shell, name) != part}
-            self.shell.param.update(**changed)
-            theme = self.shell.status["theme"]
             self.timeline.set_theme(theme)
             self.page.dark_theme = theme == "dark"
-            if "strip" in changed or "status" in changed:
-                self.timeline.update(self.shell.strip, self.shell.status["cursor"])
-
-
-def _renamed(picture: dict[str, Any]) -> dict[str, Any]:
-    return {"lens_model" if name == "model" else name: part for name, part in picture.items()}
+            if changed & {"strip", "status"}:
+                self.timeline.update(picture["strip"], picture["status"]["cursor"])
 
 
 _HIDE_BAR = f"""

@@ -1,11 +1,12 @@
 """The shell: one JavaScript component that holds the regions of the page and takes the keys.
 
-Its parameters are the parts of a snapshot; only parts that changed are sent. Its source is several files, joined here: no build step, and no
+Its source is several files, joined here: no build step, and no
 import that would need a network.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,21 +41,31 @@ def theme_css() -> str:
 
 
 class Shell(JSComponent):
-    """The whole page but for the plots, which are its children."""
+    """The whole page but for the plots, which are its children.
 
-    lens_model = param.Dict(default={}, doc="The model's chip.")
-    strip = param.Dict(default={}, doc="Tokens and their colours.")
-    candidates = param.Dict(default={}, doc="The next tokens.")
-    lens = param.Dict(default={}, doc="The logit lens around the position looked at.")
-    prompts = param.Dict(default={}, doc="The tree of prompts.")
-    status = param.Dict(default={}, doc="Where the person is, and what went wrong.")
-    commands = param.List(default=[], doc="The table of commands.")
-    scales = param.Dict(default={}, doc="Colour scales by quantity and theme.")
+    Snapshots go to the browser as JSON text in messages: as nested parameters, Bokeh would search each of them for models, which takes longer
+    than all the rest of a step.
+    """
+
+    setup = param.String(default="{}", doc="JSON of what the browser is made from: commands, scales and the first snapshot.")
     ready = param.Boolean(default=False, doc="Whether commands arrive; until then the browser keeps them.")
     panels = Children(doc="The plots of the main panel.")
 
     _esm = "\n".join((_HERE / "js" / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
     _stylesheets: ClassVar[list[str]] = [(_HERE / "css" / "shell.css").read_text(encoding="utf-8"), theme_css()]
 
-    def __init__(self, **params: Any) -> None:
-        super().__init__(commands=command_table(), scales=scales(), **params)
+    def __init__(self, parts: dict[str, Any], **params: Any) -> None:
+        super().__init__(setup=json.dumps({"commands": command_table(), "scales": scales(), "parts": parts}), **params)
+        self._shown: dict[str, Any] = {}
+
+    def show(self, parts: dict[str, Any]) -> set[str]:
+        """Send the parts that differ from those shown; returns their names."""
+        changed = {name: part for name, part in parts.items() if self._shown.get(name) != part}
+        if changed:
+            self._shown |= changed
+            self._send_msg(json.dumps(changed, allow_nan=False))
+        return set(changed)
+
+    def forget(self) -> None:
+        """Send everything with the next snapshot: the browser has nothing yet."""
+        self._shown = {}

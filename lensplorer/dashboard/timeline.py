@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import panel as pn
 from bokeh.models import BoxAnnotation, ColumnDataSource, CustomJSTickFormatter, FixedTicker, HoverTool, Range1d, Span
 from bokeh.plotting import figure
@@ -98,9 +99,9 @@ class Timeline:
         floor = _extent(values, strip)[0]
         known = [i for i, value in enumerate(values) if value is not None]
         self.source.data = {
-            "x": known,
-            "top": [values[i] for i in known],
-            "bottom": [0.0 if low <= 0 <= high else floor] * len(known),
+            "x": np.array(known),
+            "top": np.array([values[i] for i in known], dtype=float),
+            "bottom": np.full(len(known), 0.0 if low <= 0 <= high else floor),
             "colour": [fill(values[i], strip["quantity"], low=low, high=high, theme=self.theme) for i in known],
             "token": [_label(strip["tokens"][i]) for i in known],
             "shown": [_shown(values[i], strip["unit"]) for i in known],

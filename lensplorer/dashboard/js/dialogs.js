@@ -120,13 +120,13 @@ function makeModelDialog(page) {
   const open = dialog.open;
   dialog.open = () => {
     asked = false;
-    name.value = page.lensModel.name ?? "";
+    name.value = page.model.name ?? "";
     dialog.draw();
     open(name);
     name.select();
   };
   dialog.draw = () => {
-    const model = page.lensModel;
+    const model = page.model;
     const rows = model.name ? [
       ["model", model.name], ["architecture", model.architecture], ["device, dtype", `${model.device}, ${model.dtype}`],
       ["backend", model.backend + (model.reason ? `: ${model.reason}` : "")],

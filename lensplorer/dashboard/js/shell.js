@@ -3,17 +3,16 @@
 // Every command gets a number. The cursor and the selection move here first; once the server has acknowledged the last number sent, what it
 // says counts. Until then its older word is not allowed to move them back.
 
-const PARTS = ["lens_model", "strip", "candidates", "lens", "prompts", "status"];
-
 export function render({ model, el }) {
+  const { commands, scales, parts: first } = JSON.parse(model.setup);
   const page = {
-    commands: model.commands, scales: model.scales,
-    lensModel: model.lens_model, strip: model.strip, candidates: model.candidates, lens: model.lens, prompts: model.prompts, status: model.status,
-    theme: storedTheme() ?? model.status.theme ?? "dark",
-    local: { cursor: model.status.cursor ?? null, selected: 0, sent: 0 },
+    commands, scales, ...first,
+    theme: storedTheme() ?? first.status.theme,
+    local: { cursor: null, selected: 0, sent: 0 },
     act, buttons,
   };
-  const waiting = [];
+  const waiting = []; // commands given before the server could hear them
+  let listening = false;
   const byName = new Map(page.commands.map((command) => [command.name, command]));
 
   function buttons(place) {
@@ -70,7 +69,7 @@ export function render({ model, el }) {
     }
     const message = { do: name, seq: ++page.local.sent, ...given };
     shell.dataset.sent = page.local.sent;
-    if (model.ready) model.send_msg(message);
+    if (listening) model.send_msg(message);
     else waiting.push(message);
     guess(name, given);
     status.working();
@@ -94,22 +93,12 @@ export function render({ model, el }) {
 
   // -- what the server says ------------------------------------------------------------------------------------------------------
 
-  const dirty = new Set();
-  function changed(part) {
-    if (!dirty.size) queueMicrotask(draw); // the parts of one snapshot arrive together and are drawn together
-    dirty.add(part);
-  }
-
-  function draw() {
-    Object.assign(page, {
-      lensModel: model.lens_model, strip: model.strip, candidates: model.candidates, lens: model.lens, prompts: model.prompts, status: model.status,
-    });
+  /** Draw the parts that have changed. */
+  function draw(parts) {
     if (page.status.acknowledged >= page.local.sent) {
       page.local.cursor = page.status.cursor;
       page.local.selected = page.candidates.selected ?? 0;
     }
-    const parts = new Set(dirty);
-    dirty.clear();
     if (parts.has("strip") || parts.has("status")) strip.draw();
     if (parts.has("candidates") || parts.has("status")) candidates.draw();
     if (parts.has("lens")) lens.draw();
@@ -126,15 +115,23 @@ export function render({ model, el }) {
     status.draw();
     shell.dataset.acknowledged = page.status.acknowledged;
     shell.dataset.tokens = page.status.n;
-    shell.dataset.ready = String(Boolean(model.ready && page.lensModel.name));
+    shell.dataset.ready = String(Boolean(listening && page.model.name));
   }
 
-  for (const part of PARTS) model.on(part, () => changed(part));
-  model.on("ready", () => {
+  model.on("msg:custom", (text) => {
+    const parts = JSON.parse(text);
+    Object.assign(page, parts);
+    draw(new Set(Object.keys(parts)));
+  });
+
+  /** Once the server hears: ask for the newest state, and send what was typed before. */
+  function start() {
+    if (listening || !model.ready) return;
+    listening = true;
+    model.send_msg({ do: "hello" });
     for (const message of waiting.splice(0)) model.send_msg(message);
     act("set_theme", { theme: page.theme });
-    changed("status");
-  });
+  }
 
   // -- theme ---------------------------------------------------------------------------------------------------------------------
 
@@ -153,7 +150,9 @@ export function render({ model, el }) {
 
   const silence = listenForKeys(page);
   model.on("remove", silence);
-  for (const part of PARTS) changed(part);
+  draw(new Set(Object.keys(first)));
+  model.on("ready", start);
+  start();
 }
 
 function storedTheme() {

@@ -15,7 +15,7 @@ function makeStatus(page) {
   let timer = null;
 
   function drawChip() {
-    const model = page.lensModel;
+    const model = page.model;
     const facts = model.name ? [model.name, model.device, model.dtype, model.backend, model.difference == null ? "Δ not measured" : `Δ ${formatNumber(model.difference)}`] : [];
     if (model.loading) facts.push(`loading ${model.loading} …`);
     if (model.error && !model.name) facts.push("no model");
@@ -37,9 +37,9 @@ function makeStatus(page) {
       setText(id, `id ${part.ids[at]}`);
       setText(value, part.values ? `${part.label.toLowerCase()} ${formatValue(part.values[at], part.unit)}` : "");
     } else for (const each of [place, id, value]) setText(each, "");
-    const said = page.status.message ?? (page.lensModel.error ? { kind: "error", text: page.lensModel.error } : null);
+    const said = page.status.message ?? (page.model.error ? { kind: "error", text: page.model.error } : null);
     setText(message, said?.text ?? "");
-    message.className = `message ${said?.kind ?? ""}`;
+    message.className = `message is-${said?.kind ?? "silent"}`;
     setText(time, page.status.milliseconds == null ? "" : `${formatNumber(page.status.milliseconds)} ms`);
     time.title = "What the last step took on the server";
     const busy = page.local.sent > page.status.acknowledged;
@@ -51,7 +51,7 @@ function makeStatus(page) {
     timer ??= setTimeout(() => show(true), 150);
   }
   function show(busy) {
-    const loading = page.lensModel.loading;
+    const loading = page.model.loading;
     setText(running, loading ? `loading ${loading}` : page.status.playing ? "playing: g pauses" : busy ? "computing" : "");
     root.parentElement?.classList.toggle("busy", busy);
   }

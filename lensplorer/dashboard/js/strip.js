@@ -127,7 +127,7 @@ function makeStrip(page) {
     drawLegend();
     drawTokens();
     drawCursor();
-    const { error, loading } = page.lensModel;
+    const { error, loading } = page.model;
     const empty = { "no prompt": "The prompt is empty: press i to write or paste one.", "no model": error ? `${error} Press m to name another model.` : `Loading ${loading} …` }[page.strip.empty];
     const failed = page.strip.error ?? (page.strip.empty === "no model" ? error : "");
     setText(note, page.strip.error ?? empty ?? "");
