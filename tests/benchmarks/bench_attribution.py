@@ -19,6 +19,8 @@ def random_gpt2(seed: int = 0) -> Any:
     """A HookedTransformer of GPT-2's shape, weights drawn as GPT-2 initialises them, as ``load_model`` lays them out."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+    from lensplorer.backends import lay_out_weights
+
     cfg = HookedTransformerConfig(
         n_layers=12, d_model=768, n_heads=12, d_head=64, d_mlp=3072, n_ctx=1024, d_vocab=50257, act_fn="gelu_new",
         normalization_type="LN", seed=seed, device="cpu", default_prepend_bos=False,
@@ -26,12 +28,20 @@ def random_gpt2(seed: int = 0) -> Any:
     model = HookedTransformer(cfg).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    try:
-        from lensplorer.backends import lay_out_weights
-    except ImportError:
-        from lensplorer.models import lay_out_weights
     lay_out_weights(model)
+    model.tokenizer = Numbers()
     return model
+
+
+class Numbers:
+    """Stands for the tokenizer that a random model does not have: each token's text is its number."""
+
+    added_tokens_decoder = range(50257)
+    padding_side = "right"
+    bos_token_id = pad_token_id = 50256
+
+    def convert_ids_to_tokens(self, token_id: int) -> str:
+        return str(token_id)
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> float:
@@ -49,13 +59,13 @@ def main(n_tokens: int = 128, repeats: int = 3) -> None:
     from captum.attr import LayerIntegratedGradients
 
     from lensplorer.analyses.attribution import attribute
-    from lensplorer.trace import run_model
+    from lensplorer.trace import make_trace, run_model
 
     model = random_gpt2()
     tokens = torch.randint(50257, (n_tokens,), generator=torch.Generator().manual_seed(1))
     logits = run_model(model, tokens[None]).logits[0]
     target = int(logits[-1].argmax())
-    trace = _trace(model, tokens, logits)
+    trace = make_trace(model, tokens, logits, {})
 
     found: dict[str, Any] = {}
 
@@ -80,15 +90,6 @@ def main(n_tokens: int = 128, repeats: int = 3) -> None:
     print(f"{'captum':12s} {captum_time:8.2f} {50:6d} {off:10.2e}")
     holds = ratio <= 0.5 and completeness <= 0.01
     print(f"ratio {ratio:.2f} (must be <= 0.50 with completeness <= 1 %): {'holds' if holds else 'DOES NOT HOLD'}")
-
-
-def _trace(model: Any, tokens: torch.Tensor, logits: torch.Tensor) -> Any:
-    """A trace without a tokenizer, which a random model does not have."""
-    from transformer_lens import ActivationCache
-
-    from lensplorer.trace import Trace
-
-    return Trace(model, tokens, [str(int(token)) for token in tokens], logits, ActivationCache({}, model, has_batch_dim=False))
 
 
 if __name__ == "__main__":
