@@ -13,6 +13,7 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 from bokeh.document import Document
+from panel.util import edit_readonly
 
 from lensplorer.catalogue import default_model_name
 from lensplorer.dashboard.explorer import Explorer
@@ -77,6 +78,8 @@ class Desk:
             raw_css=[_PAGE_CSS],
             stylesheets=[_HIDE_BAR],
         )
+        with edit_readonly(self.page):
+            self.page.busy = False  # in place of a reference to the server's business, which cost 20 ms of model searches per key
         self._doc: Document | None = pn.state.curdoc
         self._next: dict[str, Any] | None = None  # parts that the document has not taken yet
         self._mutex = threading.Lock()
