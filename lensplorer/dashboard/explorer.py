@@ -55,8 +55,6 @@ class Explorer:
         self._answers_of: tuple[int, ...] = ()
         if options.seed is not None:
             torch.manual_seed(options.seed)
-        if options.without_effect:
-            self.tell(f"No effect yet: {', '.join(options.without_effect)}.")
 
     # -- commands ----------------------------------------------------------------------------------------------------------------
 

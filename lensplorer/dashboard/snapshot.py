@@ -213,9 +213,11 @@ def _depth(prompt: PromptState, by_key: dict[int, PromptState]) -> int:
 
 def _status(explorer: Explorer) -> dict[str, Any]:
     state, session = explorer.state, explorer.session
+    idle = explorer.options.without_effect
+    note = {"kind": "info", "text": f"No effect yet: {', '.join(idle)}."} if idle else None
     part: dict[str, Any] = {
         "acknowledged": state.acknowledged,
-        "message": state.message,
+        "message": state.message or note,
         "editor": state.editor,
         "views": [{"name": view.name, "label": view.label, "short": view.short} for view in explorer.views.values()],
         "cursor": None,

@@ -149,4 +149,4 @@ def test_any_text_is_sent_as_text(drive, text):
 
 def test_options_without_effect_are_said(tiny_model):
     drive = Driver(Options(cross_layer=True, seed=3), tiny_model("gpt2"))
-    assert "--cross-layer" in drive.message
+    assert "--cross-layer" in drive("next_view")["status"]["message"]["text"]
