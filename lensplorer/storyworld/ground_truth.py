@@ -233,7 +233,8 @@ def measure_phenomenon(model: Any, phenomenon: str, *, count: int = 24) -> list[
     ):
         layer, head, value = _top(values)
         if value > 0.1:
-            found.append(Finding(phenomenon, name, f"head {layer}.{head} {statement}", value, at_least=round(0.7 * value, 3), layer=layer, head=head))
+            # Half of it: the logits at stake differ from case to case, and other cases are as good.
+            found.append(Finding(phenomenon, name, f"head {layer}.{head} {statement}", value, at_least=round(0.5 * value, 3), layer=layer, head=head))
     layer = int(effect.mlps.argmax())
     if (value := float(effect.mlps[layer])) > 0.1:
         statement = f"the MLP of block {layer} carries most of the difference among the MLPs"
