@@ -108,6 +108,7 @@ class Desk:
         if not isinstance(event.data, dict):
             return
         if event.data.get("do") == "hello":  # the browser listens from now on: messages before were lost
+            send_at_once(self._doc)
             self.shell.forget()
             self.worker.submit(lambda: None)
         else:
@@ -152,6 +153,17 @@ class Desk:
             self.page.dark_theme = theme == "dark"
             if changed & {"strip", "status"}:
                 self.timeline.update(picture["strip"], picture["status"]["cursor"])
+
+
+def send_at_once(doc: Any) -> None:
+    """Switch off Nagle's algorithm on the page's connections.
+
+    Bokeh sends a message in several small frames. With Nagle's algorithm the later ones wait for the browser's delayed acknowledgement of
+    the first: 40 ms on every key.
+    """
+    session = getattr(getattr(doc, "session_context", None), "session", None)
+    for connection in getattr(session, "_subscribed_connections", ()):
+        connection._socket.set_nodelay(True)
 
 
 _HIDE_BAR = f"""

@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 from tests.ui.conftest import FLAGS, Server, Tab, find_browser
 
 SIZES = ((1440, 900), (1280, 800), (2560, 1440))
-STORY = "Once upon a time Mary and John lived in a village. When Mary and John went to the shop, John gave a book to"
+STORY = "When Mary and John went to the shop, John gave the book to"
 
 
 def write_prompt(tab: Tab, text: str) -> None:
