@@ -24,7 +24,8 @@ from lensplorer.models import ModelInfo
 logger = logging.getLogger(__name__)
 
 #: Largest accepted difference to Hugging Face on the probe, as max |Δ logit| / max |logit|. float32: eager against eager differs by
-#: rounding only, and TransformerLens takes some steps in float32 even in float64. The half precisions round each of the model's many products, and folding moves where.
+#: rounding only, and TransformerLens takes some steps in float32 even in float64. The half precisions round each of the model's many
+#: products, and folding moves where.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 5e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 PROBE_LENGTH = 24
