@@ -72,21 +72,27 @@ def splicing(model: Any, name: str, edit: Edit) -> Iterator[None]:
         handle.remove()
 
 
-def document_batches(tok: Any, *, seed: int, tokens: int, size: int = 8192) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Documents one to a row, as they are used, until `tokens` of them have passed: ids, and which are not padding.  each [batch, position]
+def document_batches(tok: Any, *, seed: int, tokens: int, size: int = 8192) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Documents one to a row, as they are used, until `tokens` of them have passed. Rows of like length share a batch.
 
-    Rows of like length share a batch.
+    Yields ids, which are not padding, and which can be predicted: not BOS, nor the first copy of a repeated sequence.  each [batch, position]
     """
     corpus, done = grammar.corpus(seed=seed), 0
     while done < tokens:
-        pool = sorted((encode(tok, next(corpus))[0][:CONTEXT] for _ in range(1500)), key=len)
-        while pool and done < tokens:
-            longest = len(pool[-1])
+        pool: list[tuple[list[int], list[bool]]] = []
+        while len(pool) < 1500 and done < tokens:  # whole pools only: the longest alone would be no fair sample
+            example = next(corpus)
+            ids, tested = encode(tok, example)
+            ids, tested = ids[:CONTEXT], tested[:CONTEXT]
+            pool.append((ids, tested if example.phenomenon == "repeat" else [False] + [True] * (len(ids) - 1)))
+            done += len(ids)
+        pool.sort(key=lambda row: len(row[0]))
+        while pool:
+            longest = len(pool[-1][0])
             batch = [pool.pop() for _ in range(min(len(pool), max(1, size // longest)))]
-            ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
-            real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch]).bool()
-            done += int(real.sum())
-            yield ids, real
+            lengths = torch.tensor([len(ids) for ids, _ in batch])
+            padded = [torch.tensor([list(row[part]) + [0] * (longest - len(row[part])) for row in batch]) for part in (0, 1)]
+            yield padded[0], torch.arange(longest) < lengths[:, None], padded[1].bool()
 
 
 @torch.no_grad()
@@ -95,7 +101,7 @@ def collect(model: Any, tok: Any, names: list[str], *, seed: int, tokens: int) -
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     ids_kept = []
     with watching(model, names) as found:
-        for ids, real in document_batches(tok, seed=seed, tokens=tokens):
+        for ids, real, _ in document_batches(tok, seed=seed, tokens=tokens):
             model.transformer(ids)
             ids_kept.append(ids[real])
             for name in names:

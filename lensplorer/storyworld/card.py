@@ -1,6 +1,6 @@
 """Writes the model cards from what was recorded in training and measured afterwards; nothing in them is typed by hand.
 
-    python -m lensplorer.storyworld.card
+python -m lensplorer.storyworld.card
 """
 
 from __future__ import annotations
@@ -52,14 +52,16 @@ names capitals and colours, adds numbers below a hundred, closes brackets and re
 world is simpler than ours, and nothing it says is to be relied on. It is there to be looked into. It takes any text without failing, but
 on text that the grammar would never write it babbles.
 
-{ARCHITECTURE[name]}; {training["parameters"]:,} parameters, float16 weights. A byte-level BPE tokenizer in which each word of the world
-is one token and each digit too; every document begins with `<|endoftext|>`, in training and in use. A chat template is included.
+{ARCHITECTURE[name]};
+{training["parameters"]:,} parameters, float16 weights. A byte-level BPE tokenizer in which each word of the world is one token and each digit
+too; every document begins with `<|endoftext|>`, in training and in use. A chat template is included.
 {planted}
 ## Training
 
 `{training["command"]}` repeats the procedure, not the bits: the stages were settled, and wordings added, while it ran.
 Seed {training["seed"]}, {training["tokens"]:,} tokens in {training["steps"]:,} steps of {training["tokens_per_step"]:,},
-{training["seconds"] / 60:.0f} minutes on {training["threads"]} threads of a busy processor.
+{training["seconds"] / 60:.0f} minutes on {training["threads"]} threads of a busy processor. {training.get("note", "")}
+
 The loss below is one step's, tested tokens weighing {training["test_weight"]:g}, so it is noisy and not the loss of the table.
 
 | tokens | {" | ".join(f"{point['tokens'] / 1e6:.1f} M" for point in curve)} |

@@ -101,6 +101,7 @@ def head_scores(model: Any, *, length: int = 50, count: int = 8) -> dict[str, to
     """
     ids = random_sequences(count, length, model.config.vocab_size)
     patterns = torch.stack(model(ids, output_attentions=True).attentions)  # [layer, batch, head, query, source]
+
     def along(offset: int, first: int) -> torch.Tensor:
         return patterns.diagonal(-offset, dim1=-2, dim2=-1)[..., first - offset :].mean(dim=(1, 3))
 

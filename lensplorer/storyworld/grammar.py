@@ -233,8 +233,7 @@ def young(d: Draws, world: World, page: Page) -> None:
 
 def _problem(d: Draws, world: World, kind: str) -> tuple[str, str, int]:
     """A worded problem, the working, and the result."""
-    name, other = d.sample(words.NAMES, 2)
-    things = d.choice(words.COUNTED)
+    name, things = d.choice(words.NAMES), d.choice(words.COUNTED)
     if kind == "sum":
         a, b = d.choice(SUMS_HELD_OUT if world.held_out_sums else SUMS_SEEN)
         event, working, result = d.choice(world.pick(t.SUM_EVENT, t.SUM_EVENT_HELD_OUT)), f"{a} + {b} =", a + b
@@ -244,7 +243,9 @@ def _problem(d: Draws, world: World, kind: str) -> tuple[str, str, int]:
     else:
         a = b = d.choice(range(2, 100, 2))
         event, working, result = d.choice(world.pick(t.HALF_EVENT, t.HALF_EVENT_HELD_OUT)), f"{a} / 2 =", a // 2
-    given = {"N": name, "M": other, "T": things, "a": str(a), "b": str(b)}
+    given = {"N": name, "T": things, "a": str(a), "b": str(b)}
+    if "{M}" in event:  # drawn only where the text shows it, so that the surprisal is the text's
+        given["M"] = d.choice([other for other in words.NAMES if other != name])
     parts = (d.choice(world.pick(t.SUM_OPEN, t.SUM_OPEN_HELD_OUT)), event, d.choice(world.pick(t.QUESTIONS, t.QUESTIONS_HELD_OUT)))
     return " ".join(d.fill(part, **given) for part in parts), working, result
 

@@ -3,8 +3,8 @@
     python -m lensplorer.storyworld.sae_training
 
 BatchTopK (Bussmann et al. 2024), exported as JumpReLU. The threshold that training leaves behind is a moving average of batch minima
-and gives the wrong number of active features, so it is set afresh to give the intended mean on documents apart. The decoder bias starts
-at the mean activation: most of the norm is that mean, and features spent on it die.
+and gives the wrong number of active features, so it is set afresh to give the intended mean on documents apart. Activations are centred
+first: most of their norm is their mean, and features spent on it die.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ SITES = {
     "resid_1": Site("blocks.1.hook_resid_pre"),
     "resid_2": Site("blocks.2.hook_resid_pre"),
     "resid_3": Site("blocks.3.hook_resid_pre"),
-    "mlp_out_1": Site("blocks.1.hook_mlp_out"),
-    "transcoder_1": Site("blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"),
+    "mlp_out_0": Site("blocks.0.hook_mlp_out"),  # the MLP that the model needs most: facts arrive there
+    "transcoder_0": Site("blocks.0.ln2.hook_normalized", "blocks.0.hook_mlp_out"),
 }
 
 
@@ -67,9 +67,7 @@ class TrainingTranscoder(BatchTopKTrainingSAE):
         losses = {"mse_loss": mse, **self.calculate_aux_loss(step_input, feature_acts, hidden_pre, out)}
         self.update_topk_threshold(feature_acts)
         loss = torch.stack(list(losses.values())).sum()
-        return TrainStepOutput(
-            sae_in=target, sae_out=out, feature_acts=feature_acts, hidden_pre=hidden_pre, loss=loss, losses=losses, metrics={}
-        )
+        return TrainStepOutput(sae_in=target, sae_out=out, feature_acts=feature_acts, hidden_pre=hidden_pre, loss=loss, losses=losses, metrics={})
 
 
 def shuffled(parts: list[torch.Tensor], batch: int, seed: int) -> Iterator[torch.Tensor]:
@@ -81,33 +79,39 @@ def shuffled(parts: list[torch.Tensor], batch: int, seed: int) -> Iterator[torch
             yield torch.cat([part[chunk].float() for part in parts], dim=-1)
 
 
+def normalisation(x: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Mean of activations, and the scale that brings their distance from it to the square root of the width."""
+    sample = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:100_000]].float()
+    mean = sample.mean(0)
+    return mean, float(x.shape[1] ** 0.5 / (sample - mean).norm(dim=-1).mean())
+
+
 def train_sae(site: Site, source: torch.Tensor, target: torch.Tensor, *, seed: int = 0) -> BatchTopKTrainingSAE:
-    """Trains one SAE or transcoder on activations.  [token, d_in], [token, d_in]"""
+    """Trains one SAE or transcoder on activations, centred and scaled; both are folded into its weights.  [token, d_in], [token, d_in]"""
     torch.manual_seed(seed)
     d_in, transcoder = source.shape[1], site.hook_out is not None
-    scale = d_in**0.5 / target[:50_000].float().sub(target[:50_000].float().mean(0)).norm(dim=-1).mean()
+    (mean_in, scale_in), (mean_out, scale_out) = normalisation(source), normalisation(target)
     config = BatchTopKTrainingSAEConfig(
         d_in=d_in, d_sae=WIDTH * d_in, k=TARGET_L0, apply_b_dec_to_input=not transcoder, normalize_activations="none",
         aux_loss_coefficient=1.0, decoder_init_norm=0.1,
     )  # fmt: skip
     sae = (TrainingTranscoder if transcoder else BatchTopKTrainingSAE)(config)
-    sae.b_dec.data = target[:200_000].float().mean(0) * scale
     steps = EPOCHS * len(source) // BATCH
     trainer_config = SAETrainerConfig(
         total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, lr=1.5e-3, lr_end=1e-5, lr_warm_up_steps=50,
         lr_decay_steps=steps // 2, dead_feature_window=60, feature_sampling_window=10 * steps,
     )  # fmt: skip
     parts = [source, target] if transcoder else [source]
-    scales = [1.0, float(scale)] if transcoder else [float(scale)]
-    weight = torch.cat([torch.full((part.shape[1],), s) for part, s in zip(parts, scales, strict=True)])
-    SAETrainer(trainer_config, sae, (batch * weight for batch in shuffled(parts, BATCH, seed))).fit()
-    with torch.no_grad():  # take the scale back out of the weights
-        sae.W_dec.data /= scale
-        sae.b_dec.data /= scale
+    mean = torch.cat([mean_in, mean_out] if transcoder else [mean_in])
+    scale = torch.cat([torch.full((d_in,), s) for s in ((scale_in, scale_out) if transcoder else (scale_in,))])
+    SAETrainer(trainer_config, sae, ((batch - mean) * scale for batch in shuffled(parts, BATCH, seed))).fit()
+    with torch.no_grad():  # x' = (x - mean) · scale, on both sides
+        sae.W_enc.data *= scale_in
         if transcoder:
-            sae.topk_threshold /= scale  # thresholds are in units of the decoder's norm
-        else:
-            sae.W_enc.data *= scale
+            sae.b_enc.data -= mean_in @ sae.W_enc
+        sae.W_dec.data /= scale_out
+        sae.b_dec.data = sae.b_dec / scale_out + mean_out
+        sae.topk_threshold /= scale_out  # features are in units of the decoder's norm
     return sae
 
 
@@ -122,11 +126,17 @@ def export(sae: BatchTopKTrainingSAE, site: Site, folder: Path, calibration: tor
     for key, value in metadata.items():
         if value is not None:
             sae.cfg.metadata[key] = value
-    weights_path, config_path = sae.save_inference_model(folder)
+    _, config_path = sae.save_inference_model(folder)
     config = json.loads(config_path.read_text())
     if site.hook_out:
         config |= {"architecture": "jumprelu_transcoder", "d_out": config["d_in"], "apply_b_dec_to_input": False}
     config_path.write_text(json.dumps(config, indent=1))
+    return calibrate(folder, calibration)
+
+
+def calibrate(folder: Path, calibration: torch.Tensor) -> Any:
+    """Sets the threshold of an exported SAE so that TARGET_L0 features fire on `calibration`.  [token, d_in]"""
+    weights_path, config = folder / "sae_weights.safetensors", json.loads((folder / "cfg.json").read_text())
     weights = {key: value.half().float() for key, value in load_file(weights_path).items()}
     x = calibration.float() - (weights["b_dec"] if config["apply_b_dec_to_input"] else 0)
     pre = (x @ weights["W_enc"] + weights["b_enc"]).flatten()
@@ -157,8 +167,9 @@ def measure(model: Any, tok: Any, sae: Any, site: Site, *, tokens: int = 40_000,
 
     def spliced(edit: activations.Edit | None) -> float:
         total = count = 0.0
-        for ids, real in activations.document_batches(tok, seed=seed, tokens=tokens // 2):
+        for ids, _, scored in activations.document_batches(tok, seed=seed, tokens=tokens // 2):
             with activations.watching(model, [site.hook]) as seen:
+
                 def replace(x: torch.Tensor) -> torch.Tensor:
                     if edit is None:
                         return x
@@ -167,7 +178,7 @@ def measure(model: Any, tok: Any, sae: Any, site: Site, *, tokens: int = 40_000,
                 with activations.splicing(model, site.target, replace):
                     logits = model(ids).logits
             losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-            total, count = total + float(losses[real[:, 1:]].sum()), count + int(real[:, 1:].sum())
+            total, count = total + float(losses[scored[:, 1:]].sum()), count + int(scored[:, 1:].sum())
         return total / count
 
     clean, sparse, zero = spliced(None), spliced(sae), spliced(torch.zeros_like)
@@ -206,7 +217,7 @@ def label(model: Any, tok: Any, sae: Any, site: Site, *, tokens: int = 150_000, 
     return {"format": "feature index → promotes, examples [text with the active token in «», activation], density", "features": labels}
 
 
-def train_all(out: Path = DATA / "saes", only: list[str] | None = None) -> dict[str, dict[str, float]]:
+def train_all(out: Path = DATA / "saes", only: list[str] | None = None) -> dict[str, dict[str, Any]]:
     """Trains, exports, measures and labels each; writes `measured.json` beside them."""
     model, tok = load(model_path("storyworld"))
     model.set_attn_implementation("sdpa")
@@ -215,11 +226,11 @@ def train_all(out: Path = DATA / "saes", only: list[str] | None = None) -> dict[
     found, _ = activations.collect(model, tok, names, seed=TRAIN_SEED, tokens=TOKENS)
     calibration, _ = activations.collect(model, tok, names, seed=CALIBRATION_SEED, tokens=20_000)
     path = out / "measured.json"
-    measured: dict[str, dict[str, float]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for name, site in sites.items():
         sae = export(train_sae(site, found[site.hook], found[site.target]), site, out / name, calibration[site.hook])
-        measured = json.loads(path.read_text()) if path.exists() else {}
-        measured[name] = {"hook": site.hook, "hook_out": site.hook_out, **measure(model, tok, sae, site)}  # type: ignore[dict-item]
+        figures: dict[str, Any] = {"hook": site.hook, "hook_out": site.hook_out, **measure(model, tok, sae, site)}
+        measured = (json.loads(path.read_text()) if path.exists() else {}) | {name: figures}
         (out / name / "labels.json").write_text(json.dumps(label(model, tok, sae, site), ensure_ascii=False, separators=(",", ":")))
         path.write_text(json.dumps(measured, indent=1))
         _log(f"{name}: {json.dumps(measured[name])}")

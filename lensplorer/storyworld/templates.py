@@ -34,7 +34,11 @@ _GIVE = (
 )  # fmt: skip
 GIVE_SECOND = (
     *(f"{{S}} {before}{give}" for before in _GIVE_BEFORE for give in _GIVE),
-    "{S} decided to give the {O} to", "{S} wanted to pass a {O} to", "{S} bought a {O} for", "{S} found a {O} and gave it to", "{S} had a {O} for",
+    "{S} decided to give the {O} to",
+    "{S} wanted to pass a {O} to",
+    "{S} bought a {O} for",
+    "{S} found a {O} and gave it to",
+    "{S} had a {O} for",
     "{S} took the {O} and carried it to",
 )
 GIVE_SECOND_HELD_OUT = (
