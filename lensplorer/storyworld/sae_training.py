@@ -151,7 +151,7 @@ def load_exported(folder: Path) -> Any:
     from sae_lens import SAE
 
     with warnings.catch_warnings():  # sae-lens reminds of the weight processing, which these hooks do not depend on
-        warnings.filterwarnings("ignore", message=".*non-empty model_from_pretrained_kwargs.*", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained_kwargs", category=UserWarning)
         return SAE.load_from_disk(folder, device="cpu", dtype="float32").eval()
 
 
