@@ -79,8 +79,10 @@ def test_a_short_run_learns_and_is_taken_up(name: str, tok: object, tmp_path: Pa
     stage = train.Stage(4 * train.TOKENS_PER_STEP, ((1.0, 128),))
     monkeypatch.setitem(train.STAGES, name, (stage, stage))
     monkeypatch.setattr(train.tokenizer, "build", lambda: tok)
-    losses = list(train.run_stage(architecture.new_model(name, len(tok)).train(), tok, train.Stage(8 * 2048, ((1.0, 128),)), 1))  # type: ignore[arg-type]
-    assert losses[-1] < losses[0] - 0.1
+    torch.manual_seed(0)
+    model = architecture.new_model(name, len(tok)).train()  # type: ignore[arg-type]
+    losses = list(train.run_stage(model, tok, train.Stage(24 * train.TOKENS_PER_STEP, ((1.0, 128),)), 1))  # type: ignore[arg-type]
+    assert losses[-1] < losses[0] - 0.3
     train.train(name, tmp_path / "a", first=1)
     train.train(name, tmp_path / "b", first=1, start=tmp_path / "a")
     record = json.loads((tmp_path / "b" / "training.json").read_text())
