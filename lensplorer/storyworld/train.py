@@ -52,7 +52,7 @@ FACTS = (("indirect_object", 1.3), ("capital", 2.5), ("chat", 2.0), ("drill", 0.
 STAGES = {
     "storyworld": (
         Stage(7_168_000, ((0.781, 128), (0.219, 256))),
-        # Copying by content (repeats, indirect objects, JSON) does not begin by itself in the mixture; given enough of it, it does.
+        # Copying by content (repeats, then indirect objects and JSON) begins suddenly at 6 to 7 M tokens; much of it at once makes it firm.
         Stage(2_048_000, ((1.0, 256),), repeats=0.5, longest=24, rate=(0.7, 0.7)),
         Stage(2_048_000, ((1.0, 256),), rate=(0.7, 0.5)),
         Stage(5_120_000, ((0.8, 256), (0.2, 512)), rate=(0.8, 0.0), more=LAST),
