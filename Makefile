@@ -26,7 +26,7 @@ screenshots: install-test browser
 	$(BIN)/python -m tests.ui.screenshots images
 
 storyworld: install-test
-	$(BIN)/python -m lensplorer.storyworld.train
+	$(BIN)/python -m lensplorer.storyworld
 
 install: .venv/.installed
 install-test: .venv/.installed-test
