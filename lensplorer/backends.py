@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lensplorer.catalogue import ModelFiles
-from lensplorer.errors import ModelError
+from lensplorer.errors import ModelError, first_line
 from lensplorer.models import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,11 @@ def load_hugging_face(files: ModelFiles, dtype: torch.dtype, device: torch.devic
             hf_model = AutoModelForCausalLM.from_pretrained(files.path, dtype=dtype, attn_implementation="eager", use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(files.path, **options)
     except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        raise ModelError(f"{files.name!r} cannot be loaded by transformers: {_first_line(error)}") from error
+        raise ModelError(f"{files.name!r} cannot be loaded by transformers: {first_line(error)}") from error
     except Exception as error:  # safetensors raises its own error type, which is a plain Exception
         if type(error).__name__ != "SafetensorError":
             raise
-        raise ModelError(f"The weights of {files.name!r} are corrupt or cut short: {_first_line(error)}. Fetch the files again.") from error
+        raise ModelError(f"The weights of {files.name!r} are corrupt or cut short: {first_line(error)}. Fetch the files again.") from error
     hf_model = hf_model.to(device).eval().requires_grad_(False)
     return hf_model, tokenizer
 
@@ -111,7 +111,7 @@ class Loader:
         except ModelError:
             raise
         except Exception as error:  # any failure of the conversion means the same: it is not for this model
-            raise ModelError(f"HookedTransformer cannot load {self._architecture}: {type(error).__name__}: {_first_line(error)}") from error
+            raise ModelError(f"HookedTransformer cannot load {self._architecture}: {type(error).__name__}: {first_line(error)}") from error
         lay_out_weights(model)
         return model
 
@@ -124,7 +124,7 @@ class Loader:
                     str(self.files.path), hf_model=self.hf_model, tokenizer=self.tokenizer, dtype=self.dtype, device=self.device
                 )
         except Exception as error:  # as above
-            raise ModelError(f"TransformerBridge cannot load {self._architecture}: {type(error).__name__}: {_first_line(error)}") from error
+            raise ModelError(f"TransformerBridge cannot load {self._architecture}: {type(error).__name__}: {first_line(error)}") from error
         return model
 
     # -- the proof ---------------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Loader:
             try:
                 logits: torch.Tensor = self.hf_model(self._probe()).logits[0]
             except RuntimeError as error:
-                raise ModelError(f"Hugging Face's own {self._architecture} fails on a plain prompt: {_first_line(error)}") from error
+                raise ModelError(f"Hugging Face's own {self._architecture} fails on a plain prompt: {first_line(error)}") from error
         return logits.float()
 
     def _probe(self) -> torch.Tensor:
@@ -174,7 +174,7 @@ class Loader:
             try:
                 logits = model(self._probe(), return_type="logits")[0].float()
             except Exception as error:  # whatever it is, this backend does not run this model
-                raise ModelError(f"{info.backend} fails on the probe: {type(error).__name__}: {_first_line(error)}") from error
+                raise ModelError(f"{info.backend} fails on the probe: {type(error).__name__}: {first_line(error)}") from error
         logits = logits[:, : reference.shape[-1]]
         difference = float((logits - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
         log_prob = float((logits.log_softmax(-1) - reference.log_softmax(-1)).abs().max())
@@ -306,8 +306,3 @@ def _quiet() -> Iterator[None]:
             hf_logging.set_verbosity(hf_level)
             if bars:
                 hf_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -75,3 +75,13 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     if 0 < len(choices) <= 12:
         return " Choose from " + ", ".join(repr(choice) for choice in choices) + "."
     return ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line of at most 300 characters.
+
+    >>> first_line(ValueError("no such file\\nTraceback ..."))
+    'no such file'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

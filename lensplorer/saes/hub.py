@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lensplorer.errors import SAEError
+from lensplorer.errors import SAEError, first_line
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def hub_errors(name: str, *, revision: str | None = None) -> Iterator[None]:
     except EntryNotFoundError as error:
         raise SAEError(f"{name!r} does not exist in its repository.") from error
     except HfHubHTTPError as error:
-        raise SAEError(f"The hub does not give {name!r}: {_first_line(error)}") from error
+        raise SAEError(f"The hub does not give {name!r}: {first_line(error)}") from error
 
 
 def fetch(repo_id: str, filename: str, revision: str | None = None) -> Path:
@@ -65,8 +65,3 @@ def fetch_if_there(repo_id: str, filename: str, revision: str | None = None) -> 
         if isinstance(error.__cause__, (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled)):
             return None
         raise
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -10,10 +10,8 @@ from lensplorer.analyses.heads import head_scores
 from lensplorer.analyses.patching import activation_patching, attribution_patching, confirm_patching
 from lensplorer.interventions import ablate_head, knock_out_attention, steer
 from lensplorer.storyworld.cases import cases
-from lensplorer.storyworld.ground_truth import PATH, findings
+from lensplorer.storyworld.ground_truth import findings
 from lensplorer.trace import run_model, run_trace
-
-pytestmark = pytest.mark.skipif(not PATH.exists(), reason="the built-in model's ground truth is not there")
 
 COUNT = 24  # as many cases as the ground truth was measured on
 

@@ -17,12 +17,15 @@ from lensplorer.storyworld.cases import PHENOMENA, cases
 from lensplorer.trace import prompt_ids, run_model, run_trace
 
 IDS = sae_ids("storyworld")
-pytestmark = pytest.mark.skipif(not IDS, reason="the storyworld SAEs are not in this checkout")
 
 COUNT = 12  # cases to choose a feature on, and as many to test it on
 CANDIDATES = 6  # features of each SAE that are tried
 MOST_ELSEWHERE = 0.2  # share of the positions of other phenomena at which a feature may be active
 LEAST_DROP = 0.1  # logits: a fall that is no rounding
+
+
+def test_all_of_them_ship():
+    assert set(IDS) == {"resid_1", "resid_2", "resid_3", "mlp_out_0", "transcoder_0"}
 
 
 @pytest.fixture(scope="module")
