@@ -42,8 +42,16 @@ class ConfigError(LensplorerError):
     """A configuration or input file cannot be read or has an unknown key."""
 
 
+class FormatError(LensplorerError):
+    """A file of results cannot be read or written: missing, damaged, of another kind, too large, or the disk is full."""
+
+
 class SamplingError(LensplorerError):
     """Decoding parameters or a constraint cannot be used: out of range, invalid, or admitting no token here."""
+
+
+class Cancelled(LensplorerError):
+    """Long work was stopped on request, by whoever watched it."""
 
 
 class SessionError(LensplorerError):

@@ -19,6 +19,7 @@ from lensplorer.errors import PromptError, TraceError, did_you_mean
 from lensplorer.locks import model_lock
 from lensplorer.models import LensModel, ModelInfo, model_info
 from lensplorer.tokens import Prompt, encode_prompt, resolve_token, token_texts
+from lensplorer.watching import tick
 
 #: A hook of one run: the activation's name, and a function of (activation, hook point) that returns its replacement.
 Hook = tuple[str, Callable[[torch.Tensor, Any], torch.Tensor]]
@@ -267,6 +268,7 @@ def run_model(
     Raises:
         TraceError: a hook name that the model does not have.
     """
+    tick()
     names = hook_names(model)
     positions = range(start, start + tokens.shape[1])
     wanted = list(reads)

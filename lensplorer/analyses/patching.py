@@ -20,7 +20,7 @@ from lensplorer.alignment import align_tokens
 from lensplorer.analyses.base import analysis, choose, make_result
 from lensplorer.analyses.metrics import Measure, Metric, MetricLike, measure
 from lensplorer.analyses.residual import residual_decomposition
-from lensplorer.errors import AnalysisError, LensplorerError
+from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_editable, check_hook, check_writes
 from lensplorer.trace import Hook, Trace, run_model
 
@@ -48,10 +48,6 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 #: One run of a batch: a hook, and the edit in place of one row of its activation, without batch dimension.
 _Cell: TypeAlias = tuple[Sequence[str], Callable[[torch.Tensor], None]]
-
-
-class Cancelled(LensplorerError):
-    """Raised by a progress callback to end a long analysis."""
 
 
 @analysis(reads=(), source=_SOURCE)

@@ -14,7 +14,7 @@ from lensplorer.errors import PromptError, SessionError
 from lensplorer.interventions.saving import from_dict, to_dict
 from lensplorer.models import LensModel
 from lensplorer.stepping import TokenTree
-from lensplorer.trace import Intervention, Reads, Trace
+from lensplorer.trace import Intervention, Reads, Trace, resolve_reads
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,6 +40,18 @@ class InterventionSession:
         self._reads, self._max_bytes = reads, max_bytes
         self._plain = TokenTree(self.model, reads=reads, max_bytes=max_bytes)
         self._changed: TokenTree | None = None
+
+    def read_also(self, reads: Reads) -> None:
+        """Have each trace from now on cache these activations too (those of an SAE, say).
+
+        Raises:
+            TraceError: the model has no such activation. The session is as it was.
+
+        Cost: when any of them is new, what has been run is forgotten: one more run of the prompt.
+        """
+        before, more = resolve_reads(self.model, self._reads), resolve_reads(self.model, reads)
+        if not more <= before:
+            self._keep_trees(sorted(before | more), self._max_bytes)
 
     @property
     def tree(self) -> TokenTree:

@@ -9,14 +9,13 @@ import torch
 from lensplorer.analyses.metrics import log_prob, logit_difference
 from lensplorer.analyses.patching import (
     SITES,
-    Cancelled,
     activation_patching,
     attribution_patching,
     confirm_patching,
     verify_by_ablation,
 )
 from lensplorer.analyses.residual import residual_decomposition
-from lensplorer.errors import AnalysisError, PromptError, TokenError, TraceError
+from lensplorer.errors import AnalysisError, Cancelled, PromptError, TokenError, TraceError
 from lensplorer.interventions import ablate_attention, ablate_head, ablate_mlp, patch, steer
 from lensplorer.trace import run_model, run_trace
 
