@@ -16,7 +16,7 @@ from bokeh.document import Document
 from panel.util import edit_readonly
 
 from lensplorer.catalogue import default_model_name
-from lensplorer.dashboard.explorer import Explorer
+from lensplorer.dashboard.explorer import Explorer, Loader
 from lensplorer.dashboard.options import Options, parse_options
 from lensplorer.dashboard.shell import Shell
 from lensplorer.dashboard.snapshot import later_parts, snapshot
@@ -39,9 +39,9 @@ def shared_model(name: str | None, dtype: str = "float32") -> LensModel:
     return pn.state.as_cached("lensplorer model", load_model, name=name, dtype=dtype)
 
 
-def build_page(options: Options) -> Any:
-    """The page, ready to be served; the model loads in the background."""
-    return Desk(options).page
+def build_page(options: Options, *, load: Loader | None = None) -> Any:
+    """The page, ready to be served; the model loads in the background, through ``load`` where the server has a loader of its own."""
+    return Desk(options, load=load).page
 
 
 def page_of_arguments(arguments: Sequence[str]) -> Any:
@@ -59,12 +59,13 @@ class Desk:
     Args:
         options: what the page is started with.
         refusal: why no model is to be loaded; empty to load the one of the options.
+        load: loads a model by name; None: ``shared_model``.
     """
 
-    def __init__(self, options: Options, *, refusal: str = "") -> None:
+    def __init__(self, options: Options, *, refusal: str = "", load: Loader | None = None) -> None:
         self.timeline = Timeline()
         self.worker = Worker(self._draw, self._finish)
-        self.explorer = Explorer(options, load=partial(shared_model, dtype=options.dtype), later=self.worker.submit)
+        self.explorer = Explorer(options, load=load or partial(shared_model, dtype=options.dtype), later=self.worker.submit)
         self.explorer.state.model_error = refusal
         first = {**snapshot(self.explorer), **later_parts(self.explorer)}
         self.shell = Shell(first, panels=[self.timeline.pane], sizing_mode="stretch_both")
@@ -163,7 +164,8 @@ def send_at_once(doc: Any) -> None:
     """
     session = getattr(getattr(doc, "session_context", None), "session", None)
     for connection in getattr(session, "_subscribed_connections", ()):
-        connection._socket.set_nodelay(True)
+        if hasattr(connection._socket, "set_nodelay"):  # uvicorn's sockets are so from the start
+            connection._socket.set_nodelay(True)
 
 
 _HIDE_BAR = f"""

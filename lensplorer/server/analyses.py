@@ -78,10 +78,7 @@ class Context:
 
     def run(self, body: RunBody, *, reads: Reads = (), gradients: bool = False) -> Trace:
         """The run that a body asks for."""
-        prompt = body.prompt
-        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-            prompt = [message.model_dump() for message in prompt]  # type: ignore[union-attr]
-        ids = prompt_ids(self.served.model, prompt, prepend_bos=body.prepend_bos)
+        ids = prompt_ids(self.served.model, body.model_dump()["prompt"], prepend_bos=body.prepend_bos)
         check_tokens(self.settings, ids)
         return run_trace(self.served.model, ids, reads=reads, interventions=self.interventions(body.interventions), gradients=gradients)
 
@@ -146,11 +143,11 @@ def _gradients(*methods: str) -> bool:
 
 
 def _of_one_run(name: str) -> Endpoint:
-    function = REGISTRY[name]
+    function: Any = REGISTRY[name]
 
     def call(context: Context, body: Any) -> xr.Dataset:
-        trace = context.run(body, reads=[function] if function.reads else (), gradients=_gradients(getattr(body, "method", "")))
-        return function(trace, **options(function, body))  # type: ignore[no-any-return]
+        trace = context.run(body, reads=[function], gradients=_gradients(getattr(body, "method", "")))
+        return function(trace, **options(function, body))
 
     return Endpoint(name, request_model(_title(name), function, base=RunBody, without=("trace",)), call)
 
@@ -160,7 +157,7 @@ def _of_two_runs(name: str, first: str, second: str) -> Endpoint:
 
     def call(context: Context, body: Any) -> xr.Dataset:
         one, other = context.run(getattr(body, first)), context.run(getattr(body, second))
-        return function(one, other, **options(function, body))  # type: ignore[no-any-return]
+        return function(one, other, **options(function, body))
 
     return Endpoint(name, request_model(_title(name), function, runs={first: RunBody, second: RunBody}), call)
 
@@ -171,7 +168,7 @@ def _of_an_sae(name: str) -> Endpoint:
     def call(context: Context, body: Any) -> xr.Dataset:
         sae = context.saes.get(body.sae, context.served.info.device)
         trace = context.run(body, reads=sae_reads(context.served.model, sae))
-        return function(trace, sae, **options(function, body))  # type: ignore[no-any-return]
+        return function(trace, sae, **options(function, body))
 
     return Endpoint(name, request_model(_title(name), function, base=RunBody, without=("trace",)), call)
 
@@ -182,7 +179,7 @@ def _cross_layer_features(name: str = "cross_layer_features") -> Endpoint:
     def call(context: Context, body: Any) -> xr.Dataset:
         saes = [context.saes.get(sae, context.served.info.device) for sae in body.saes]
         trace = context.run(body, reads=sae_reads(context.served.model, saes))
-        return function(trace, saes, **options(function, body))  # type: ignore[no-any-return]
+        return function(trace, saes, **options(function, body))
 
     return Endpoint(name, request_model(_title(name), function, base=RunBody, without=("trace",)), call)
 
@@ -193,7 +190,7 @@ def _faithfulness_curves(name: str = "faithfulness_curves") -> Endpoint:
     def call(context: Context, body: Any) -> xr.Dataset:
         trace = context.run(body, gradients=_gradients(body.attribution.method))
         attribution = lensplorer.attribute(trace, **options(lensplorer.attribute, body.attribution))
-        return function(trace, attribution, **options(function, body))  # type: ignore[no-any-return]
+        return function(trace, attribution, **options(function, body))
 
     return Endpoint(name, request_model(_title(name), function, base=RunBody, without=("trace",)), call)
 
@@ -204,7 +201,7 @@ def _attribution_agreement(name: str = "attribution_agreement") -> Endpoint:
     def call(context: Context, body: Any) -> xr.Dataset:
         trace = context.run(body, gradients=_gradients(*(one.method for one in body.attributions)))
         attributions = [lensplorer.attribute(trace, **options(lensplorer.attribute, one)) for one in body.attributions]
-        return function(trace, attributions, **options(function, body))  # type: ignore[no-any-return]
+        return function(trace, attributions, **options(function, body))
 
     return Endpoint(name, request_model(_title(name), function, base=RunBody, without=("trace",)), call)
 
@@ -217,7 +214,7 @@ def _confirm_patching(name: str = "confirm_patching") -> Endpoint:
         clean, corrupt = context.run(body.clean), context.run(body.corrupt)
         given = options(function, body)
         estimate = lensplorer.attribution_patching(clean, corrupt, body.hook, given["metric"])
-        return function(estimate, clean, corrupt, **given)  # type: ignore[no-any-return]
+        return function(estimate, clean, corrupt, **given)
 
     return Endpoint(name, body, call)
 
@@ -231,7 +228,7 @@ def _head_scores(name: str = "head_scores") -> Endpoint:
 
     def call(context: Context, body: Any) -> xr.Dataset:
         given = options(function, body)
-        return function(context.served.model, interventions=context.interventions(body.interventions), **given)  # type: ignore[no-any-return]
+        return function(context.served.model, interventions=context.interventions(body.interventions), **given)
 
     return Endpoint(name, request_model(_title(name), function, base=Interventions, without=("model",)), call)
 

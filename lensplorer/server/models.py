@@ -73,7 +73,7 @@ class ModelStore:
             model = self._loaded.get(name)
             if model is None:
                 model = self._loaded[name] = self._load(name, dtype=self._settings.dtype)
-            return model  # type: ignore[no-any-return]
+            return model
 
 
 class Served:

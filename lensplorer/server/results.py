@@ -54,7 +54,9 @@ def to_json(result: xr.Dataset, *, max_values: int) -> bytes:
 def _variable(variable: xr.Variable) -> dict[str, Any]:
     values = variable.values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        data = np.where(np.isfinite(values), values, None).tolist()
+        plain = values.astype(object)
+        plain[~np.isfinite(values)] = None
+        data = plain.tolist()
     else:
         data = values.tolist()
     return {"dims": [str(dim) for dim in variable.dims], "data": data, "attrs": _attrs(variable.attrs)}

@@ -55,8 +55,8 @@ class PromptBody(Body):
 
 class PreviewRequest(PromptBody):
     top_k: Count = 10
-    params: Params = Params()
-    constraint: ConstraintBody = ConstraintBody()
+    params: Params = Params.model_validate({})
+    constraint: ConstraintBody = ConstraintBody.model_validate({})
 
 
 class StepRequest(PreviewRequest):
