@@ -1,4 +1,4 @@
-"""The command line: ``lensplorer explore``, ``lensplorer models``, ``lensplorer saes``.
+"""The command line: ``lensplorer explore``, ``lensplorer serve``, ``lensplorer models``, ``lensplorer saes``.
 
 Heavy modules are imported by the command that needs them. An error that a person can act on is one line on stderr and exit code 1; a bad
 option is exit code 2.
@@ -18,6 +18,8 @@ import typer
 from lensplorer import __version__
 from lensplorer.dashboard.options import Options, explore_options
 from lensplorer.errors import LensplorerError
+from lensplorer.server.command import serve as serve_with_api
+from lensplorer.server.command import serve_options
 
 app = typer.Typer(
     name="lensplorer",
@@ -93,6 +95,13 @@ def serve(options: Options) -> None:
     sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):
         server.run_until_shutdown()
+
+
+@app.command(name="serve", help=serve_options.__doc__)
+@clean_errors
+@functools.wraps(serve_options)
+def serve_api(**given: Any) -> None:
+    serve_with_api(*serve_options(**given))
 
 
 @app.command()
