@@ -1,0 +1,3 @@
+"""The script is for another Python: it imports Inseq."""
+
+collect_ignore = ["in_inseq.py"]
