@@ -162,22 +162,13 @@ def _of_two_runs(name: str, first: str, second: str) -> Endpoint:
     return Endpoint(name, request_model(_title(name), function, runs={first: RunBody, second: RunBody}), call)
 
 
-def _of_an_sae(name: str) -> Endpoint:
+def _of_saes(name: str, parameter: str) -> Endpoint:
     function = REGISTRY[name]
 
     def call(context: Context, body: Any) -> xr.Dataset:
-        sae = context.saes.get(body.sae, context.served.info.device)
-        trace = context.run(body, reads=sae_reads(context.served.model, sae))
-        return function(trace, sae, **options(function, body))
-
-    return Endpoint(name, request_model(_title(name), function, base=RunBody, without=("trace",)), call)
-
-
-def _cross_layer_features(name: str = "cross_layer_features") -> Endpoint:
-    function = REGISTRY[name]
-
-    def call(context: Context, body: Any) -> xr.Dataset:
-        saes = [context.saes.get(sae, context.served.info.device) for sae in body.saes]
+        asked = getattr(body, parameter)
+        device = context.served.info.device
+        saes = [context.saes.get(one, device) for one in asked] if isinstance(asked, list) else context.saes.get(asked, device)
         trace = context.run(body, reads=sae_reads(context.served.model, saes))
         return function(trace, saes, **options(function, body))
 
@@ -237,22 +228,29 @@ def _title(name: str) -> str:
     return "".join(map(str.capitalize, name.split("_"))) + "Request"
 
 
-_TWO_RUNS = {
-    "compare": ("trace_a", "trace_b"),
-    "next_token_change": ("trace_a", "trace_b"),
-    "activation_patching": ("clean", "corrupt"),
-    "attribution_patching": ("clean", "corrupt"),
-}
-_SPECIAL: dict[str, Callable[[str], Endpoint]] = {
-    "feature_activations": _of_an_sae,
-    "splice_fidelity": _of_an_sae,
-    "cross_layer_features": _cross_layer_features,
+#: those that are made of another analysis' result, or of no run
+_SPECIAL: dict[str, Callable[[], Endpoint]] = {
     "faithfulness_curves": _faithfulness_curves,
     "attribution_agreement": _attribution_agreement,
     "confirm_patching": _confirm_patching,
     "head_scores": _head_scores,
-    **{name: lambda name: _of_two_runs(name, *_TWO_RUNS[name]) for name in _TWO_RUNS},
 }
+
+
+def endpoint(name: str) -> Endpoint:
+    """The endpoint of an analysis, by what it is a function of: one run, two, or a run and SAEs.
+
+    Raises:
+        KeyError: one of its options has no type in ``requests.TYPES``.
+    """
+    if name in _SPECIAL:
+        return _SPECIAL[name]()
+    first, second, *_ = [*inspect.signature(REGISTRY[name]).parameters, ""]
+    if (first, second) in (("trace_a", "trace_b"), ("clean", "corrupt")):
+        return _of_two_runs(name, first, second)
+    if second in ("sae", "saes"):
+        return _of_saes(name, second)
+    return _of_one_run(name)
 
 
 def endpoints() -> list[Endpoint]:
@@ -262,5 +260,4 @@ def endpoints() -> list[Endpoint]:
         *(f"lensplorer.analyses.{found.name}" for found in iter_modules(lensplorer.analyses.__path__)),
     ):
         import_module(module)  # it registers its analyses
-    public = [name for name in lensplorer.__all__ if name in REGISTRY]
-    return [_SPECIAL.get(name, _of_one_run)(name) for name in public]
+    return [endpoint(name) for name in lensplorer.__all__ if name in REGISTRY]

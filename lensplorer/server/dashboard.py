@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import Any
 
+from bokeh.protocol.exceptions import ProtocolError
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketState
 
 from lensplorer.dashboard.options import Options
+from lensplorer.errors import first_line
 from lensplorer.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 PATH = "/explorer"
 
@@ -27,7 +34,7 @@ def add_dashboard(app: FastAPI, settings: ServerSettings, options: Options) -> N
 
     store = app.state.server.store
     before = len(app.routes)
-    add_applications(
+    pages = add_applications(
         {PATH: lambda: build_page(options, load=store.get)},
         app=app,
         title="lensplorer",
@@ -37,8 +44,42 @@ def add_dashboard(app: FastAPI, settings: ServerSettings, options: Options) -> N
     )
     for route in app.routes[before:]:
         hide(route)
+    app.add_middleware(PageSockets, pages=pages)
     if settings.page is None:
         app.add_api_route("/", lambda: RedirectResponse(PATH), methods=["GET"], include_in_schema=False)
+
+
+class PageSockets:
+    """Ends what the websocket of a page leaves behind.
+
+    bokeh-fastapi (0.1.8) does not notice that a browser has gone: its session, with the model and all that was computed, would stay for ever. And
+    a connection with a damaged or forged session token ends in an exception: it is refused instead.
+    """
+
+    def __init__(self, app: ASGIApp, pages: Any) -> None:
+        self.app, self.pages = app, pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self.app(scope, receive, send)
+            return
+        answered = False
+
+        async def note(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except (ProtocolError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            logger.warning("A websocket was refused: %s", first_line(error))
+            if not answered:
+                await send({"type": "websocket.close", "code": 1008})
+        finally:
+            for connection in list(self.pages._clients):
+                if connection._socket._socket.client_state is WebSocketState.DISCONNECTED:
+                    self.pages.client_lost(connection)
 
 
 def hide(route: Any) -> None:

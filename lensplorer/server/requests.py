@@ -81,6 +81,7 @@ TYPES: dict[str, Any] = {
     "n_random": Annotated[int, Field(ge=0, le=32)],
     "n_prompt": Annotated[int, Field(ge=0, lt=2**31)],
     "tokens": Annotated[list[Token], Field(max_length=64)] | Name,
+    "features": Annotated[list[Integer], Field(max_length=4096)],
     "exclude": Annotated[list[Integer], Field(max_length=4096)],
     "params": Params,
     "constraint": ConstraintText,

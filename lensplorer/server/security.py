@@ -104,8 +104,8 @@ def _site(origin: str) -> str:
 def _host_name(host: str) -> str:
     """The name in a Host header, without the port.
 
-    >>> _host_name("LOCALHOST:8000"), _host_name("[::1]:8000")
-    ('localhost', '[::1]')
+    >>> _host_name("LOCALHOST:8000"), _host_name("[::1]:8000"), _host_name("[::1]")
+    ('localhost', '[::1]', '[::1]')
     """
-    name = host.lower()
-    return name[: name.find("]") + 1] if name.startswith("[") else name.partition(":")[0]
+    name, _, port = host.lower().rpartition(":")
+    return name if port.isdigit() else host.lower()

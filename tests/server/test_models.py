@@ -1,0 +1,157 @@
+"""Loading in the background while the old model answers; what may be loaded; a failure is said and changes nothing."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from lensplorer.errors import ConfigError, ModelError
+from lensplorer.models import load_model
+from lensplorer.server.app import create_app
+from lensplorer.server.models import ModelRefused, ModelService, ModelStore
+from lensplorer.server.settings import ServerSettings, is_path
+from lensplorer.trace import run_trace
+
+TOKEN = "a token that nobody can guess"
+STEP = {"prompt": "Once upon a", "use_chat_template": False, "params": {"greedy": True}}
+
+
+class SlowLoader:
+    """Loads when it is let go."""
+
+    def __init__(self, models):
+        self.models, self.go, self.calls = models, threading.Event(), []
+
+    def __call__(self, name, dtype):
+        self.calls.append((name, dtype))
+        assert self.go.wait(60)
+        if name not in self.models:
+            raise ModelError(f"There is no model {name!r}.")
+        return self.models[name]
+
+
+@pytest.fixture()
+def slow(storyworld, tiny_model):
+    """(client, loader): a server on storyworld whose next model waits to be let go."""
+    loader = SlowLoader({"other": tiny_model("qwen2")})
+    settings = ServerSettings(model="storyworld")
+    app = create_app(settings, model=storyworld, store=ModelStore(settings, load=loader))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        yield client, loader
+
+
+def test_the_old_model_answers_while_the_new_one_loads(slow):
+    client, loader = slow
+    before = client.post("/api/step", json=STEP).json()
+    assert client.post("/api/model/load", json={"model_id": "other"}).json() == {"ok": True, "model_id": "other"}
+    status = client.get("/api/model/status").json()
+    assert (status["model_id"], status["loading"], status["ready"], status["serving"]) == ("other", True, False, "storyworld")
+    assert client.post("/api/step", json=STEP).json() == before
+    busy = client.post("/api/model/load", json={"model_id": "third"})
+    assert busy.status_code == 409 and "'other' is still being loaded" in busy.json()["detail"]
+    loader.go.set()
+    client.app.state.server.models.wait(60)
+    status = client.get("/api/model/status").json()
+    assert (status["loading"], status["ready"], status["error"]) == (False, True, None) and status["vocab_size"] != 1793
+    after = client.post("/api/step", json=STEP).json()
+    assert after["model"]["vocab_size"] == status["vocab_size"]
+    assert loader.calls == [("other", "float32")]
+
+
+def test_a_failure_is_said_and_the_old_model_goes_on(slow):
+    client, loader = slow
+    loader.go.set()
+    client.post("/api/model/load", json={"model_id": "nonsense"})
+    client.app.state.server.models.wait(60)
+    status = client.get("/api/model/status").json()
+    assert (status["ready"], status["loading"], status["serving"], status["model_id"]) == (False, False, "storyworld", "storyworld")
+    assert status["error"] == "There is no model 'nonsense'."
+    assert client.post("/api/step", json=STEP).status_code == 200
+    client.post("/api/model/load", json={"model_id": "other"})
+    client.app.state.server.models.wait(60)
+    assert client.get("/api/model/status").json()["error"] is None
+
+
+def test_before_the_first_model_requests_are_asked_to_come_again(storyworld):
+    settings = ServerSettings(model="storyworld")
+    loader = SlowLoader({"storyworld": storyworld})
+    app = create_app(settings, store=ModelStore(settings, load=loader))
+    with TestClient(app, base_url="http://127.0.0.1") as client:  # starting it loads the model
+        early = client.post("/api/step", json=STEP)
+        assert early.status_code == 503 and "Retry-After" in early.headers and "being loaded" in early.json()["detail"]
+        assert client.get("/api/model/status").json()["ready"] is False
+        loader.go.set()
+        app.state.server.models.wait(60)
+        assert client.post("/api/step", json=STEP).status_code == 200
+
+
+def test_an_unknown_name_is_the_librarys_error(client):
+    empty = client.post("/api/model/load", json={"model_id": "  "})
+    assert empty.status_code == 400 and "empty" in empty.json()["detail"]
+    assert client.post("/api/model/load", json={"model_id": 3}).status_code == 422
+    assert client.post("/api/model/load", json={}).status_code == 422
+
+
+def test_a_broken_loader_shows_no_traceback(storyworld, caplog):
+    def broken(name, dtype):
+        raise RuntimeError("secret detail")
+
+    service = ModelService(ModelStore(ServerSettings(), load=broken), storyworld)
+    service.load("other")
+    service.wait(60)
+    assert "RuntimeError" in service.status()["error"] and "secret" not in service.status()["error"]
+    assert "secret detail" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["./model", "/etc", "~/model", "..", "a/../../b", "C:\\model", "gpt2", "nonsense/nonsense"])
+def test_elsewhere_no_path_and_no_other_name_is_loaded(serving, name):
+    client = serving(address="0.0.0.0", token=TOKEN)
+    response = client.post("/api/model/load", json={"model_id": name}, headers={"Authorization": f"Bearer {TOKEN}"})
+    assert response.status_code == 403 and "may not be loaded" in response.json()["detail"]
+    assert client.app.state.server.models.status()["loading"] is False
+    with pytest.raises(ModelRefused):  # what a page of the dashboard would ask for
+        client.app.state.server.store.get(name)
+
+
+def test_what_may_be_loaded(tmp_path, monkeypatch):
+    here, there = ServerSettings(), ServerSettings(address="0.0.0.0", token=TOKEN, model="gpt2")
+    assert here.may_load("gpt2") and here.may_load("./model") and not ServerSettings(allowed_models=("gpt2",)).may_load("storyworld")
+    assert there.may_load("gpt2") and there.may_load("storyworld-mini") and not there.may_load("distilgpt2")
+    with pytest.raises(ConfigError, match="is a path"):
+        ServerSettings(allowed_models=("./model",))
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert is_path("gpt2") and not there.may_load("gpt2")  # a folder of that name has come up: it would be read instead
+
+
+def test_a_model_nobody_holds_is_let_go(tiny_folder):
+    store = ModelStore(ServerSettings())
+    model = store.get(str(tiny_folder("gpt2")))
+    assert store.get(str(tiny_folder("gpt2"))) is model
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_tree_of_tokens_is_begun_anew(monkeypatch, storyworld):
+    from lensplorer.server import models
+
+    monkeypatch.setattr(models, "_TREE_TOKENS", 40)
+    served = models.Served(storyworld)
+    first = served._tree
+    for last in range(20, 26):
+        ids = [0, *range(5, 15), last]
+        torch.testing.assert_close(served.logits(ids), run_trace(storyworld, ids, reads=[]).logits[-1], atol=1e-4, rtol=1e-4)
+    assert served._tree is not first and served._tree.n_runs < 6
+
+
+def test_the_dtype_is_that_of_the_settings():
+    store = ModelStore(ServerSettings(dtype="bfloat16"), load=load_model)
+    assert store.get("storyworld-mini").lensplorer_info.dtype == "bfloat16"
