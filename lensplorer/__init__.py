@@ -33,7 +33,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "lensplorer.analyses.heads": ("head_scores", "head_clusters"),
     "lensplorer.analyses.attribution": ("attribute", "attribution_matrix"),
     "lensplorer.analyses.faithfulness": ("faithfulness_curves", "attribution_agreement"),
-    "lensplorer.analyses.features": ("feature_activations", "splice_fidelity", "cross_layer_features"),
+    "lensplorer.analyses.features": ("feature_activations", "feature_values", "splice_fidelity", "cross_layer_features"),
     "lensplorer.saes": ("load_sae", "load_sae_config", "search_saes", "sae_info", "sae_reads", "audit_sae", "model_for_sae", "feature_labels"),
     "lensplorer.session": ("Session",),
     "lensplorer.interventions": (
@@ -59,6 +59,12 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "lensplorer.sampling.params": ("DecodingParams",),
     "lensplorer.sampling.grammars": ("Constraint",),
     "lensplorer.views": ("draw",),
+    "lensplorer.formats.attributions": ("Attributions", "attributions"),
+    "lensplorer.formats.tokenlens": ("read_tokenlens", "write_tokenlens"),
+    "lensplorer.formats.inseq": ("read_inseq", "write_inseq"),
+    "lensplorer.formats.tables": ("export_table",),
+    "lensplorer.formats.figures": ("export_figure", "visualize"),
+    "lensplorer.batch": ("run_batch",),
     "lensplorer.errors": ("LensplorerError",),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
