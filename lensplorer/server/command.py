@@ -94,10 +94,12 @@ def serve(settings: ServerSettings, options: Options | None) -> None:
 
 def _listen(settings: ServerSettings) -> socket.socket:
     try:
-        found = socket.getaddrinfo(settings.address, settings.port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(found[0], found[1])
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(found[4])
+        family, kind, _, _, where = socket.getaddrinfo(settings.address, settings.port, type=socket.SOCK_STREAM)[0]
+        with contextlib.ExitStack() as stack:
+            listening = stack.enter_context(socket.socket(family, kind))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(where)
+            stack.pop_all()
     except OSError as error:
         raise ConfigError(f"{settings.address}:{settings.port} cannot be served: {error.strerror or error}. Choose another --port.") from error
     return listening
