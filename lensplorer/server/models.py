@@ -19,11 +19,11 @@ from lensplorer.catalogue import default_model_name
 from lensplorer.errors import LensplorerError, ModelError
 from lensplorer.models import LensModel, load_model, model_info
 from lensplorer.server.settings import ServerSettings
-from lensplorer.stepping import TokenTree
+from lensplorer.stepping import TokenTree, bytes_per_token
 
 logger = logging.getLogger(__name__)
 
-_TREE_BYTES = 2**28
+_LEAST_BYTES = 2**25  # of the activations kept; more where the longest prompt needs more
 _TREE_TOKENS = 100_000  # a tree drops activations and never tokens: after so many it is begun anew
 
 
@@ -48,7 +48,7 @@ class ModelStore:
     """
 
     def __init__(self, settings: ServerSettings, load: Callable[..., Any] = load_model) -> None:
-        self._settings, self._load = settings, load
+        self.settings, self._load = settings, load
         self._loaded: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._lock = threading.Lock()
 
@@ -57,7 +57,7 @@ class ModelStore:
         Raises:
             ModelRefused: the model called ``name`` may not be loaded over HTTP.
         """
-        if name is not None and name != self._settings.model and not self._settings.may_load(name):
+        if name is not None and name != self.settings.model and not self.settings.may_load(name):
             raise ModelRefused(f"The model {name!r} may not be loaded here. Start the server with --allow-model to allow a built-in or hub name.")
 
     def get(self, name: str | None = None) -> LensModel:
@@ -68,25 +68,32 @@ class ModelStore:
             ModelError: as ``load_model``.
         """
         self.check(name)
-        name = name or self._settings.model or default_model_name()
+        name = name or self.settings.model or default_model_name()
         with self._lock:
             model = self._loaded.get(name)
             if model is None:
-                model = self._loaded[name] = self._load(name, dtype=self._settings.dtype)
+                model = self._loaded[name] = self._load(name, dtype=self.settings.dtype)
             return model
 
 
 class Served:
-    """A model that answers, with the tokens it has been run over so far."""
+    """A model that answers, with the tokens it has been run over so far.
 
-    def __init__(self, model: LensModel) -> None:
+    Args:
+        model: the model.
+        max_tokens: the longest prompt that it is given.
+    """
+
+    def __init__(self, model: LensModel, max_tokens: int) -> None:
         self.model = model
         self.info = model_info(model)
+        longest = min(max_tokens, self.info.n_ctx)
+        self._max_bytes = max(_LEAST_BYTES, 2 * longest * bytes_per_token(model, reads=[], length=longest))
         self._tokens = 0
         self._tree = self._new_tree()
 
     def _new_tree(self) -> TokenTree:
-        return TokenTree(self.model, reads=[], max_bytes=_TREE_BYTES)
+        return TokenTree(self.model, reads=[], max_bytes=self._max_bytes)
 
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """The logits that predict what follows ``ids``; only tokens not seen before are run. [d_vocab]
@@ -125,7 +132,7 @@ class ModelService:
 
     def __init__(self, store: ModelStore, model: LensModel | None = None) -> None:
         self.store = store
-        self._served = None if model is None else Served(model)
+        self._served = None if model is None else Served(model, store.settings.max_tokens)
         self._loading: str | None = None
         self._error: str | None = None
         self._mutex = threading.Lock()
@@ -183,7 +190,7 @@ class ModelService:
     def _work(self, name: str | None) -> None:
         served, error = None, None
         try:
-            served = Served(self.store.get(name))
+            served = Served(self.store.get(name), self.store.settings.max_tokens)
         except LensplorerError as refused:
             error = str(refused)
         except Exception as broken:

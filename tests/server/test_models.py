@@ -144,12 +144,22 @@ def test_the_tree_of_tokens_is_begun_anew(monkeypatch, storyworld):
     from lensplorer.server import models
 
     monkeypatch.setattr(models, "_TREE_TOKENS", 40)
-    served = models.Served(storyworld)
+    served = models.Served(storyworld, 512)
     first = served._tree
     for last in range(20, 26):
         ids = [0, *range(5, 15), last]
         torch.testing.assert_close(served.logits(ids), run_trace(storyworld, ids, reads=[]).logits[-1], atol=1e-4, rtol=1e-4)
     assert served._tree is not first and served._tree.n_runs < 6
+
+
+def test_the_longest_prompt_fits_what_is_kept(monkeypatch, storyworld):
+    from lensplorer.server import models
+
+    monkeypatch.setattr(models, "_LEAST_BYTES", 1)
+    served = models.Served(storyworld, 300)
+    for first in (5, 6, 7):
+        served.logits([first] * 300)
+    assert served._tree.n_bytes <= served._tree.max_bytes
 
 
 def test_the_dtype_is_that_of_the_settings():
