@@ -113,10 +113,10 @@ def main() -> None:
         process.wait(30)
     waits.sort()
     print(f"{given.clients} clients, {given.seconds:.0f} s: {dict(seen)}")
-    print(
-        f"{len(waits) / given.seconds:.0f} answers/s; median {1000 * waits[len(waits) // 2]:.0f} ms, 99 % {1000 * waits[int(0.99 * len(waits))]:.0f} ms"
-    )
-    print(f"memory after a sixth of the time {memory[0]:.0f} MiB, at the end {memory[-1]:.0f} MiB, most {max(memory):.0f} MiB")
+    median, most = (1000 * waits[int(share * len(waits))] for share in (0.5, 0.99))
+    print(f"{len(waits) / given.seconds:.0f} answers/s; median {median:.0f} ms, 99 % {most:.0f} ms")
+    fifths = [memory[min(len(memory) - 1, round(share * len(memory) / 5))] for share in range(6)]
+    print(f"memory from a sixth of the time on, MiB: {', '.join(f'{value:.0f}' for value in fifths)}")
     if set(seen) - {"200", "429"}:
         raise SystemExit("an answer was neither 200 nor 429")
 
