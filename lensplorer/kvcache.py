@@ -20,10 +20,16 @@ _ROOM = 32  # positions allocated ahead, at least
 
 
 class GrowingLayer:
-    """Keys and values of one layer, for a batch of one."""
+    """Keys and values of one layer, for a batch of one.
+
+    Attributes:
+        length: positions held.
+        latest: the rows added last, as they were given: the model's own tensors. Two of [new position, head, d_head]
+    """
 
     def __init__(self) -> None:
         self.length = 0
+        self.latest: tuple[torch.Tensor, torch.Tensor] | None = None
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
 
@@ -34,13 +40,19 @@ class GrowingLayer:
         self._keys[:, :, self.length : stop] = keys
         self._values[:, :, self.length : stop] = values
         self.length = stop
+        self.latest = keys[0].transpose(0, 1), values[0].transpose(0, 1)
         return self._keys[:, :, :stop], self._values[:, :, :stop]
 
-    def rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a stretch of positions, as views. Two of [position, head, d_head]"""
-        if self._keys is None or self._values is None:
+    def take_latest(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``latest``, which is then let go."""
+        if self.latest is None:
             raise ValueError("The model ran without using its key-value cache.")
-        return self._keys[0, :, start:stop].transpose(0, 1), self._values[0, :, start:stop].transpose(0, 1)
+        latest, self.latest = self.latest, None
+        return latest
+
+    def keys(self) -> torch.Tensor | None:
+        """All keys, as a view. [1, head, position, d_head]"""
+        return self._keys[:, :, : self.length] if self._keys is not None else None
 
     @property
     def n_bytes(self) -> int:
@@ -68,7 +80,8 @@ class HookedEntry:
     @property
     def past_keys(self) -> torch.Tensor:
         """HookedTransformer reads the shape alone: the length is the offset of the new positions."""
-        return self.layer.rows(0, self.layer.length)[0][None] if self.layer.length else self._empty
+        keys = self.layer.keys()
+        return keys.transpose(1, 2) if keys is not None else self._empty
 
     def append(self, new_keys: torch.Tensor, new_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.layer.append(new_keys.transpose(1, 2), new_values.transpose(1, 2))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -35,8 +36,9 @@ def position_axis(name: str, value: torch.Tensor, *, head_first: bool) -> int:
 
     The bridge's norms of queries and keys see [head, position, d_head]; everything else has the position first.
     """
-    per_head_norm = any(part in name for part in (".q_norm.", ".k_norm.", ".hook_q_normed", ".hook_k_normed"))
-    return 1 if head_first and per_head_norm and value.ndim == 3 else 0
+    if not head_first or value.ndim != 3:
+        return 0
+    return int(any(part in name for part in (".q_norm.", ".k_norm.", ".hook_q_normed", ".hook_k_normed")))
 
 
 def new_positions(name: str, value: torch.Tensor, n_new: int, n_total: int, *, head_first: bool) -> torch.Tensor:
@@ -47,7 +49,8 @@ def new_positions(name: str, value: torch.Tensor, n_new: int, n_total: int, *, h
     Raises:
         TraceError: it is not per position, so it cannot be stepped.
     """
-    moved = value.movedim(position_axis(name, value, head_first=head_first), 0)
+    axis = position_axis(name, value, head_first=head_first)
+    moved = value.movedim(axis, 0) if axis else value
     if moved.shape[0] == n_new:
         return moved
     if moved.shape[0] == n_total:
@@ -80,6 +83,18 @@ class Layout:
     attention: tuple[tuple[torch.dtype, int, tuple[str, ...]], ...]
     same: tuple[tuple[str, str], ...]
 
+    @cached_property
+    def _same(self) -> dict[str, str]:
+        return dict(self.same)
+
+    @cached_property
+    def _places(self) -> dict[str, _Place]:
+        return dict(self.places)
+
+    @cached_property
+    def _kinds(self) -> dict[str, tuple[torch.dtype, int]]:
+        return {name: (dtype, heads) for dtype, heads, names in self.attention for name in names}
+
     @classmethod
     def of(cls, values: Mapping[str, torch.Tensor]) -> Layout:
         """The layout of a run's values: [new position, ...], or [head, new query, source]."""
@@ -104,6 +119,24 @@ class Layout:
             tuple((dtype, heads, tuple(names)) for (dtype, heads), names in attention.items()),
             tuple(same.items()),
         )
+
+    def fits(self, values: Mapping[str, torch.Tensor]) -> bool:
+        """Whether it is the layout of these values too, or one that wastes no more than room: cheaper than to make and compare."""
+        if values.keys() != self._same.keys():
+            return False
+        for name, value in values.items():
+            first = self._same[name]
+            if first != name:
+                other = values[first]
+                if value.data_ptr() != other.data_ptr() or value.shape != other.shape or value.stride() != other.stride():
+                    return False
+            elif name in self._places:
+                place = self._places[name]
+                if value.dtype != place.dtype or value.shape[1:] != place.shape:
+                    return False
+            elif (value.dtype, value.shape[0]) != self._kinds[name]:
+                return False
+        return True
 
     def row_bytes(self) -> int:
         """Bytes of one position without its attention."""

@@ -319,14 +319,10 @@ class TokenTree:
         self.n_runs += 1
         values = {}
         for name, value in run.activations.items():
-            value = value[0]
-            if is_attention(name):
-                values[name] = value
-            else:
-                values[name] = new_positions(name, value, len(ids), stop, head_first=self._head_first)
+            values[name] = value[0] if is_attention(name) else new_positions(name, value[0], len(ids), stop, head_first=self._head_first)
         values[LOGITS] = run.logits[0]
         for i, layer in enumerate(self._working.layers):
-            values[_key_name(i)], values[_value_name(i)] = layer.rows(start, stop)
+            values[_key_name(i)], values[_value_name(i)] = layer.take_latest()
         return values
 
     def _append(self, node: Node, ids: Sequence[int]) -> Node:
@@ -334,7 +330,7 @@ class TokenTree:
         if self._layout is not None:
             self._refuse_excess(node, len(ids), self._layout)
         values = self._run(node, ids)
-        layout = Layout.of(values)
+        layout = self._layout if self._layout is not None and self._layout.fits(values) else Layout.of(values)
         segment = self._segment_for(node, len(ids), layout)
         if segment.stretch is None:  # _segment_for gives one with a stretch
             raise RuntimeError("A segment in use lost its activations.")
@@ -405,6 +401,7 @@ class TokenTree:
                 for i, layer in enumerate(self._working.layers):
                     keys, values = segment.stretch.read(_key_name(i), start, upto), segment.stretch.read(_value_name(i), start, upto)
                     layer.append(keys.transpose(0, 1)[None], values.transpose(0, 1)[None])
+                    layer.latest = None
         self._working_path = path
 
     def _ensure(self, node: Node) -> None:

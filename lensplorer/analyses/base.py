@@ -65,19 +65,19 @@ def make_result(
     import xarray as xr
 
     info = trace.info
-    data = {name: (tuple(dims), to_numpy(values)) for name, (dims, values) in variables.items()}
+    data = {name: _variable(tuple(dims), to_numpy(values)) for name, (dims, values) in variables.items()}
     labels: dict[str, Any] = dict(coords or {})
-    sizes = {dim: values.shape[axis] for dims, values in data.values() for axis, dim in enumerate(dims)}
+    sizes = {dim: size for variable in data.values() for dim, size in variable.sizes.items()}
     for dim, label in (("position", "token"), ("query", "query_token"), ("source", "source_token")):
         if sizes.get(dim) == len(trace) and dim not in labels:
             labels[dim] = np.arange(len(trace))
-            labels[label] = (dim, np.array(trace.token_texts, dtype=object))
+            labels[label] = _variable((dim,), np.array(trace.token_texts, dtype=object))
     for dim in ("layer", "head", "rank", "neuron"):
         if dim in sizes and dim not in labels:
             labels[dim] = np.arange(sizes[dim]) + (1 if dim == "rank" else 0)
     dataset = xr.Dataset(data, coords=labels)
     for name, unit in (units or {}).items():
-        dataset[name].attrs["units"] = unit
+        dataset.variables[name].attrs["units"] = unit
     dataset.attrs = {
         "analysis": function.__name__,
         "model": info.name,
@@ -89,6 +89,13 @@ def make_result(
         **attrs,
     }
     return dataset
+
+
+def _variable(dims: tuple[str, ...], values: np.ndarray) -> xr.Variable:
+    """As xarray makes it of an array, without its search for dates among texts, which takes longer than all else."""
+    import xarray as xr
+
+    return xr.Variable(dims, values, fastpath=values.dtype == object and values.ndim == len(dims))
 
 
 def to_numpy(values: Any) -> Any:

@@ -90,29 +90,31 @@ class Goal:
 
     def layer_components(self) -> dict[str, torch.Tensor]:
         """Component → contribution [direction]; refuses where they do not sum to the residual stream."""
-        writes = {"embed": self.at("hook_embed")}
+        rows: list[dict[str, torch.Tensor | None]] = [{"embed": self.at("hook_embed")}]
         if "hook_pos_embed" in self.trace:  # some models have the hook and never reach it
-            writes["pos_embed"] = self.at("hook_pos_embed")
-        components: dict[str, torch.Tensor] = {}
-        edits: torch.Tensor | None = None
-        before = self.trace["blocks.0.hook_resid_pre"].new_zeros(())
+            rows[0]["pos_embed"] = self.at("hook_pos_embed")
         after = [self.trace["blocks.0.hook_resid_pre"][self.position]]
-        after += [self.trace[f"blocks.{layer}.hook_resid_post"][self.position] for layer in range(self.trace.n_layers)]
-        for row, residual in enumerate(after):
-            if row > 0:
-                writes = {f"{part} {row - 1}": self.at(f"blocks.{row - 1}.hook_{part}_out") for part in ("attn", "mlp")}
-            written = {name: value for name, value in writes.items() if value is not None}
-            components |= {name: self.read(value) for name, value in written.items()}
-            gap = residual.double() - before.double() - sum(value.double() for value in written.values())
-            share = float(gap.norm() / residual.double().norm().clamp_min(1e-30))
+        for layer in range(self.trace.n_layers):
+            rows.append({f"{part} {layer}": self.at(f"blocks.{layer}.hook_{part}_out") for part in ("attn", "mlp")})
+            after.append(self.trace[f"blocks.{layer}.hook_resid_post"][self.position])
+        written = [(row, name, value) for row, writes in enumerate(rows) for name, value in writes.items() if value is not None]
+        values = torch.stack([value for _, _, value in written])  # [component, d_model]
+        components = dict(zip((name for _, name, _ in written), self.read(values)))
+        stream = torch.stack(after).detach().double()  # [row, d_model]
+        gaps = stream.clone()
+        gaps[1:] -= stream[:-1]
+        gaps.index_add_(0, torch.tensor([row for row, _, _ in written], device=gaps.device), values.double(), alpha=-1)
+        shares = gaps.norm(dim=-1) / stream.norm(dim=-1).clamp_min(1e-30)
+        edits: torch.Tensor | None = None
+        for row, share in enumerate(shares.tolist()):
             if not share <= self.tolerance:
                 check_finite(self.trace)
+                names = [name for at, name, _ in written if at == row]
                 if not self._stream_is_edited():
-                    if row == 0 and "pos_embed" not in written:
+                    if row == 0 and "pos_embed" not in names:
                         self.at("hook_pos_embed")  # says how to read it, where the model has one
-                    raise AnalysisError(_refusal(self.trace, row, " + ".join(written), share))
-                edits = gap if edits is None else edits + gap
-            before = residual
+                    raise AnalysisError(_refusal(self.trace, row, " + ".join(names), share))
+                edits = gaps[row] if edits is None else edits + gaps[row]
         components["bias"] = self.constants
         if edits is not None:
             components["interventions"] = self.read(edits)

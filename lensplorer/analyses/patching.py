@@ -11,6 +11,7 @@ A direct contribution is not an effect either: ``verify_by_ablation`` puts both 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -46,8 +47,22 @@ _BATCH_TOKENS = 4096  # more at a time gains nothing on a CPU
 #: (runs done, runs in all) → None, after each batch; what it raises ends the analysis, and leaves no hook behind.
 Progress: TypeAlias = Callable[[int, int], None]
 
-#: One run of a batch: a hook, and the edit in place of one row of its activation, without batch dimension.
-_Cell: TypeAlias = tuple[Sequence[str], Callable[[torch.Tensor], None]]
+
+@dataclass(frozen=True, eq=False)
+class _Cell:
+    """One run of a batch: the activation that it edits, which slice of it, and what is put there.
+
+    Attributes:
+        name: the hook.
+        axis: of the slice, without batch dimension; None: all of the activation.
+        unit: which slice.
+        source: an activation whose slice replaces it; None: zeros.
+    """
+
+    name: str
+    axis: int | None = None
+    unit: int = 0
+    source: torch.Tensor | None = None
 
 
 @analysis(reads=(), source=_SOURCE)
@@ -235,7 +250,7 @@ def verify_by_ablation(
         labels = [name for name, _ in named]
         layers = [int(words[1]) for _, words in named]
         predicted = parts.contribution.sel(component=labels).values
-        cells = [([f"blocks.{words[1]}.hook_{words[0]}_out"], _zero) for _, words in named]
+        cells = [_Cell(f"blocks.{words[1]}.hook_{words[0]}_out") for _, words in named]
         coords = {"layer": layers}
         for layer in set(layers):
             check_writes(trace.model, layer)
@@ -244,26 +259,15 @@ def verify_by_ablation(
         pairs = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
         labels = [f"head {layer}.{head}" for layer, head in pairs]
         predicted = parts.contribution.values.reshape(-1)
-        cells = [([f"blocks.{layer}.attn.hook_z"], _zero_head(head)) for layer, head in pairs]
+        cells = [_Cell(f"blocks.{layer}.attn.hook_z", 1, head) for layer, head in pairs]
         coords = {"layer": [layer for layer, _ in pairs], "head": [head for _, head in pairs]}
-    for name in {name for names, _ in cells for name in names}:
+    for name in {cell.name for cell in cells}:
         check_editable(trace.model, name)
     values = _run_cells(trace, cells, result, batch_size=batch_size, progress=progress)
     measured = result.of_trace(trace) - np.array(values)
     return _side_by_side(trace, verify_by_ablation, labels, coords, predicted, measured,
                          unit=unit, metric_name=result.name, quantity="logit", position=int(parts.attrs["position"]),
                          target=str(parts.attrs["target"]), versus=str(parts.attrs["versus"]))  # fmt: skip
-
-
-def _zero(row: torch.Tensor) -> None:
-    row.zero_()
-
-
-def _zero_head(head: int) -> Callable[[torch.Tensor], None]:
-    def zero(row: torch.Tensor) -> None:
-        row[:, head] = 0
-
-    return zero
 
 
 class _Grid:
@@ -313,13 +317,8 @@ class _Grid:
         return [(layer, unit) for layer in range(self.shape[0]) for unit in units]
 
     def patch(self, layer: int, unit: int) -> _Cell:
-        clean = self.source[self.name(layer)]
-        index = (slice(None), unit) if self.hook == "z" else (unit,)
-
-        def put(row: torch.Tensor) -> None:
-            row[index] = clean[index].to(row)
-
-        return [self.name(layer)], put
+        name = self.name(layer)
+        return _Cell(name, 1 if self.hook == "z" else 0, unit, self.source[name])
 
     def normalised(self, change: np.ndarray) -> np.ndarray:
         return np.asarray(change / (self.clean_value - self.corrupt_value), dtype=np.float32)
@@ -367,10 +366,9 @@ def _run_cells(trace: Trace, cells: Sequence[_Cell], result: Measure, *, batch_s
     values: list[float] = []
     for start in range(0, len(cells), size):
         batch = cells[start : start + size]
-        edits: dict[str, list[tuple[int, Callable[[torch.Tensor], None]]]] = {}
-        for row, (names, edit) in enumerate(batch):
-            for name in names:
-                edits.setdefault(name, []).append((row, edit))
+        edits: dict[str, list[tuple[int, _Cell]]] = {}
+        for row, cell in enumerate(batch):
+            edits.setdefault(cell.name, []).append((row, cell))
         hooks = [*(_edit_rows(name, rows) for name, rows in edits.items()), *result.hooks]
         run = run_model(trace.model, trace.tokens.expand(len(batch), -1), interventions=trace.interventions, hooks=hooks)
         values += result.of_run(run.logits).double().tolist()
@@ -379,11 +377,18 @@ def _run_cells(trace: Trace, cells: Sequence[_Cell], result: Measure, *, batch_s
     return values
 
 
-def _edit_rows(name: str, rows: list[tuple[int, Callable[[torch.Tensor], None]]]) -> Hook:
+def _edit_rows(name: str, cells: list[tuple[int, _Cell]]) -> Hook:
+    """The hook that makes each cell's edit in its own row of the batch. Cells of one name have one axis and one source."""
+    rows, units = [row for row, _ in cells], [cell.unit for _, cell in cells]
+    axis, source = cells[0][1].axis, cells[0][1].source
+
     def function(value: torch.Tensor, hook: Any) -> torch.Tensor:
         edited = value.clone()
-        for row, edit in rows:
-            edit(edited[row])
+        if axis is None:
+            edited[rows] = 0
+        else:
+            sliced = edited.movedim(1 + axis, 1)  # a view: [batch, unit, ...]
+            sliced[rows, units] = sliced.new_zeros(()) if source is None else source.movedim(axis, 0)[units].to(sliced)
         return edited
 
     return name, function
