@@ -64,7 +64,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "lensplorer.formats.inseq": ("read_inseq", "write_inseq"),
     "lensplorer.formats.tables": ("export_table",),
     "lensplorer.formats.figures": ("export_figure", "visualize"),
-    "lensplorer.batch": ("run_batch",),
+    "lensplorer.batch.engine": ("run_batch",),
     "lensplorer.errors": ("LensplorerError",),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -61,6 +61,7 @@ def run_batch(
     out: str | Path,
     *,
     analyses: Iterable[str | Mapping[str, Any]],
+    settings: Sequence[tuple[str, str, Any]] = (),
     engine: str = "local",
     workers: int = 2,
     device: str = "auto",
@@ -82,6 +83,7 @@ def run_batch(
         source: a text with a prompt per line, JSONL, CSV, Parquet, or a folder of a Hugging Face data set.
         out: a folder of this batch's own; docs/batch.md describes what it holds.
         analyses: names, or tables {"name": …, "label": …, option: value}.
+        settings: further options, (label, option, value), which come before those in ``analyses``.
         engine: ``"local"``, this process; ``"ray"``, Ray Data actors with one model each.
         workers: Ray actors.
         device: as ``load_model``.
@@ -105,7 +107,7 @@ def run_batch(
         raise ConfigError(f"Unknown engine {engine!r}.{did_you_mean(engine, ENGINES)}")
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}.")
-    plan = make_plan(analyses, options)
+    plan = make_plan(analyses, options, settings)
     found = open_input(source, column=plan.column, split=plan.split)
     _check_columns(plan, found.columns)
     runner = Runner(plan, device=device, model=loaded)

@@ -128,19 +128,19 @@ def _files(path: Path, split: str | None) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FormatError(f"{str(path)!r} is neither a file nor a folder.")
-    splits: list[str] = list(map(str, _json(path / "dataset_dict.json").get("splits", []))) if (path / "dataset_dict.json").is_file() else []
-    if splits:
-        if split is None and len(splits) > 1:
+    if (path / "dataset_dict.json").is_file():
+        splits = list(map(str, _json(path / "dataset_dict.json").get("splits", [])))
+        if split is None and len(splits) != 1:
             raise FormatError(f"{str(path)!r} has the splits {', '.join(map(repr, splits))}: name one with --split.")
         if split is not None and split not in splits:
             raise FormatError(f"{str(path)!r} has no split {split!r}.{did_you_mean(split, splits)}")
-        path = path / str(split or splits[0])
+        path = path / Path(splits[0] if split is None else split).name
         split = None
     if (path / "state.json").is_file():  # what datasets' save_to_disk writes
         if split is not None:
             raise FormatError(f"{str(path)!r} is one split of a data set: leave --split {split} out.")
-        names = [entry.get("filename") for entry in _json(path / "state.json").get("_data_files", []) if isinstance(entry, dict)]
-        if not names or not all(isinstance(name, str) and (path / name).is_file() and Path(name).name == name for name in names):
+        names = [str(entry.get("filename")) for entry in _json(path / "state.json").get("_data_files", []) if isinstance(entry, dict)]
+        if not names or not all(Path(name).name == name and (path / name).is_file() for name in names):
             raise FormatError(f"{str(path / 'state.json')!r} is damaged: its data files are missing.")
         return [path / name for name in names]
     for suffix in (".parquet", ".jsonl", ".csv", ".arrow"):  # what a data set's repository holds

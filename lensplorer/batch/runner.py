@@ -50,7 +50,7 @@ class Job:
         start: index of the first generated token; None without generation.
         error: why it cannot be run; empty otherwise.
         tables: analysis label → rows.
-        runs: one row per analysis: label, error, completeness, attrs.
+        runs: one row per analysis: label, error, completeness, attributes.
         documents: TokenLens documents by analysis label.
     """
 
@@ -203,7 +203,7 @@ class Runner:
         attrs = {key: _plain(value) for key, value in result.attrs.items() if key not in _COMMON}
         completeness = attrs.get("completeness")
         kept = float(completeness) if isinstance(completeness, (int, float)) else None
-        job.runs.append({"analysis": request.label, "error": None, "completeness": kept, "attrs": json.dumps(attrs, sort_keys=True)})
+        job.runs.append({"analysis": request.label, "error": None, "completeness": kept, "attributes": json.dumps(attrs, sort_keys=True)})
 
     def _options(self, job: Job, request: Request, trace: Trace) -> dict[str, Any]:
         """The options of one prompt: columns looked up, the predicted token found."""
@@ -255,7 +255,12 @@ class Runner:
                     "id": pa.array([name for job, name in zip(jobs, names) for _ in job.runs], pa.string()),
                     **{
                         key: pa.array([row[key] for job in jobs for row in job.runs], kind)
-                        for key, kind in (("analysis", pa.string()), ("error", pa.string()), ("completeness", pa.float64()), ("attrs", pa.string()))
+                        for key, kind in (
+                            ("analysis", pa.string()),
+                            ("error", pa.string()),
+                            ("completeness", pa.float64()),
+                            ("attributes", pa.string()),
+                        )
                     },
                 }
             ),
@@ -321,7 +326,7 @@ def _labelled(tables: Sequence[tuple[int, str | None, pa.Table]], label: str) ->
 
 
 def _failed(label: str, error: str) -> dict[str, Any]:
-    return {"analysis": label, "error": error, "completeness": None, "attrs": None}
+    return {"analysis": label, "error": error, "completeness": None, "attributes": None}
 
 
 def _said(error: BaseException) -> str:

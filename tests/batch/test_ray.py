@@ -1,0 +1,35 @@
+"""Two Ray actors give the rows of one process. Starting Ray and two models takes a minute: run by ``make peers``, not with the suite.
+
+LENSPLORER_RAY=1 asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from lensplorer.batch.engine import run_batch
+from tests.batch.killed import OPTIONS
+from tests.batch.test_engine import content, write_prompts
+
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("LENSPLORER_RAY") != "1", reason="Ray takes a minute to start: make peers"),
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, of deprecations and of sockets it leaves to its processes
+]
+
+
+def test_two_actors_give_the_rows_of_one_process(storyworld, tmp_path):
+    prompts = write_prompts(tmp_path / "prompts.jsonl")
+    seen = []
+    alone = run_batch(prompts, tmp_path / "alone", **OPTIONS)
+    report = run_batch(prompts, tmp_path / "ray", engine="ray", workers=2, progress=seen.append, **OPTIONS)
+    assert (report.prompts, report.errors, report.rows) == (alone.prompts, alone.errors, alone.rows)
+    assert len(seen) == 8 and seen[-1].done == 30
+    assert content(tmp_path / "ray") == content(tmp_path / "alone")
+    (tmp_path / "ray" / "token_scores" / "part-00003.parquet").unlink()  # begun by Ray, ended here
+    assert run_batch(prompts, tmp_path / "ray", **OPTIONS).resumed == 26
+    assert content(tmp_path / "ray") == content(tmp_path / "alone")
+    hashes = [json.loads((tmp_path / name / "manifest.json").read_text())["hash"] for name in ("ray", "alone")]
+    assert hashes[0] == hashes[1]
