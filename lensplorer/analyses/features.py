@@ -20,7 +20,7 @@ from lensplorer.saes.audit import check_sae
 from lensplorer.saes.cache import FeatureCache, cache_key, feature_cache
 from lensplorer.saes.codes import Codes, sparse_codes, splice_hooks, zero_hook
 from lensplorer.saes.info import sae_info
-from lensplorer.saes.labels import feature_labels, neuronpedia_url
+from lensplorer.saes.labels import check_feature, feature_labels, neuronpedia_url
 from lensplorer.saes.site import Site
 from lensplorer.trace import run_model
 
@@ -104,6 +104,39 @@ def feature_activations(
         neuronpedia_id=info.neuronpedia_id or "",
         neuronpedia_url=neuronpedia_url(info.neuronpedia_id) or "",
     )
+
+
+@analysis(reads=(), source="Bricken et al. 2023; sae-lens' encode")
+def feature_values(
+    trace: Trace, sae: Any, features: Sequence[int] | int, *, beyond_context: bool = False, cache: FeatureCache | None = None
+) -> xr.Dataset:
+    """The activation of chosen features at every position, special tokens too.
+
+    >>> import lensplorer as lp
+    >>> model, sae = lp.load_model("storyworld"), lp.load_sae("storyworld", "resid_2")
+    >>> trace = lp.run_trace(model, "Once upon a time", reads=lp.sae_reads(model, sae))
+    >>> lp.feature_values(trace, sae, [3, 5]).activation.dims
+    ('position', 'feature')
+
+    Args:
+        trace, sae, beyond_context, cache: as ``feature_activations``.
+        features: one or several, 0 to d_sae - 1.
+
+    Returns:
+        (position, feature): activation, 0 where the feature is not active. attrs: hook, sae.
+
+    Raises:
+        SAEError: the SAE does not fit, or has no such feature. TraceError: the trace did not read what the SAE needs.
+
+    Cost: as ``feature_activations``.
+    """
+    wanted = [check_feature(sae, feature) for feature in ([features] if isinstance(features, int) else features)]
+    site = check_sae(trace.model, sae, trace=trace, beyond_context=beyond_context)
+    codes, _ = _codes(trace, sae, site, cache)
+    info = sae_info(sae)
+    values = np.stack([codes.of(feature) for feature in wanted], axis=1) if wanted else np.zeros((len(trace.tokens), 0), dtype=np.float32)
+    variables = {"activation": (["position", "feature"], values)}
+    return make_result(trace, feature_values, variables, hook=info.hook, sae=info.name).assign_coords(feature=wanted)
 
 
 @analysis(reads=(), source="Bricken et al. 2023; loss recovered as in Rajamanoharan et al. 2024")

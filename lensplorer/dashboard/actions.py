@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lensplorer.dashboard import keeping
+from lensplorer.dashboard.costs import key_of
+from lensplorer.dashboard.exports import exported, script_of
+from lensplorer.dashboard.panels import PANELS
+from lensplorer.dashboard.panels.base import Panel
+from lensplorer.dashboard.panels.interventions import make, scaled
 from lensplorer.errors import LensplorerError, SessionError, did_you_mean
+from lensplorer.sampling.params import DecodingParams
 
 if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
@@ -157,7 +164,7 @@ def _forget_editor(explorer: Explorer, arguments: Arguments) -> None:
 
 
 def _save(explorer: Explorer, arguments: Arguments) -> None:
-    explorer.tell(f"Saved to {explorer.save()}.")
+    explorer.tell(f"Saved to {keeping.save(explorer)}.")
 
 
 # -- cursor ----------------------------------------------------------------------------------------------------------------------
@@ -221,6 +228,201 @@ def _move_layer(by: int) -> Run:
     return move
 
 
+def _next_display(explorer: Explorer, arguments: Arguments) -> None:
+    """The candidates' next layer display; in the feature view, the next SAE."""
+    if explorer.state.view == "features":
+        explorer.saes.step(1)
+        return
+    displays = explorer.state.param.layer_display.objects
+    explorer.state.layer_display = displays[(displays.index(explorer.state.layer_display) + 1) % len(displays)]
+
+
+# -- panels ----------------------------------------------------------------------------------------------------------------------
+
+
+def _panel(arguments: Arguments) -> Panel:
+    name = _text(arguments, "panel")
+    if name not in PANELS:
+        raise LensplorerError(f"There is no panel {name!r}.{did_you_mean(name, PANELS)}")
+    return PANELS[name]
+
+
+def _names(arguments: Arguments) -> list[str]:
+    names = arguments.get("names")
+    if not isinstance(names, list) or len(names) > len(PANELS):
+        raise LensplorerError(f"names should be a list of panels, got {names!r}.")
+    return [_panel({"panel": name}).name for name in names]
+
+
+def _show_panels(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.state.shown = _names(arguments)
+
+
+def _arrange(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.state.open = _names(arguments)
+
+
+def _set_control(explorer: Explorer, arguments: Arguments) -> None:
+    panel = _panel(arguments)
+    control = panel.control(_text(arguments, "name"))
+    explorer.settings.setdefault(panel.name, {})[control.name] = control.read(explorer, arguments.get("value"))
+
+
+def _run_panel(explorer: Explorer, arguments: Arguments) -> None:
+    """Let the panel run in spite of its cost; without a name, each that waits for it."""
+    panels = [_panel(arguments)] if "panel" in arguments else [PANELS[name] for name in explorer.state.shown]
+    for panel in panels:
+        explorer.costs.grant(key_of(panel.name, panel.settings(explorer)))
+
+
+def _stop(explorer: Explorer, arguments: Arguments) -> None:
+    """What runs was stopped when this was sent; a play ends here."""
+    explorer.state.playing = False
+    explorer.costs.revoke()
+
+
+def _copy_python(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.state.download = {"clipboard": script_of(explorer, _panel(arguments).name)}
+    explorer.tell("Copied as Python.")
+
+
+def _export(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.state.download = exported(explorer, _panel(arguments).name, _text(arguments, "format"))
+    explorer.tell(f"Made {explorer.state.download['name']}.")
+
+
+def _aim(explorer: Explorer, arguments: Arguments) -> None:
+    if arguments.get("token_id") is None:
+        explorer.state.aim = None
+        return
+    token_id = _integer(arguments, "token_id")
+    if not 0 <= token_id < explorer.d_vocab:
+        raise LensplorerError(f"There is no token {token_id}: the vocabulary has {explorer.d_vocab}.")
+    explorer.state.aim = token_id
+
+
+# -- decoding --------------------------------------------------------------------------------------------------------------------
+
+
+def _set_decoding(explorer: Explorer, arguments: Arguments) -> None:
+    """One knob, or a preset, which keeps the seed."""
+    session = explorer.need_session()
+    name, value = _text(arguments, "name"), arguments.get("value")
+    if name == "preset":
+        session.decoding = DecodingParams.preset(str(value), seed=session.decoding.seed, stop_sequences=session.decoding.stop_sequences)
+        return
+    if name == "stop_sequences":
+        value = tuple(line.encode().decode("unicode_escape") if "\\" in line else line for line in str(value).split("|") if line)
+    elif name == "seed" and value in ("", None):
+        value = None
+    elif name != "greedy":
+        try:
+            value = int(value) if name in ("top_k", "seed") else float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise LensplorerError(f"{name.replace('_', ' ')}: expected a number, got {value!r}.") from error
+    session.decoding = DecodingParams.from_dict({**session.decoding.to_dict(), name: value})
+
+
+def _constrain(explorer: Explorer, arguments: Arguments) -> None:
+    """Restrict what comes from here on; an empty text lifts it."""
+    from lensplorer.sampling.grammars import Constraint
+
+    text = _text(arguments, "text")[:20_000]
+    session = explorer.need_session()
+    if not text.strip():
+        session.constrain(None)
+        return
+    kind = _text(arguments, "kind")
+    makers = {
+        "choice": lambda: Constraint.multiple_choice([line for line in text.split("|") if line]),
+        "regex": lambda: Constraint.regex(text),
+        "grammar": lambda: Constraint.grammar(text),
+        "json": lambda: Constraint.json_schema(text),
+    }
+    if kind not in makers:
+        raise LensplorerError(f"Unknown constraint {kind!r}.{did_you_mean(kind, makers)}")
+    session.constrain(makers[kind](), from_here=True)
+
+
+def _toggle_model(explorer: Explorer, arguments: Arguments) -> None:
+    session = explorer.need_session()
+    session.model_on = not session.model_on
+    explorer.state.playing = False
+    explorer.forget_answers()
+
+
+def _set_chat(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.set_chat(_text(arguments, "system"), _text(arguments, "user"))
+
+
+# -- interventions and features --------------------------------------------------------------------------------------------------
+
+
+def _intervene(explorer: Explorer, arguments: Arguments) -> None:
+    """What the interventions panel's form describes."""
+    explorer.intervene(*make(explorer, PANELS["interventions"].settings(explorer)))
+
+
+def _scale_feature(explorer: Explorer, arguments: Arguments) -> None:
+    factor = arguments.get("factor")
+    if not isinstance(factor, (int, float)):
+        raise LensplorerError(f"factor should be a number, got {factor!r}.")
+    explorer.intervene(*scaled(explorer, _integer(arguments, "feature"), float(factor)))
+
+
+def _remove_intervention(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.need_session().remove_intervention(_integer(arguments, "index"))
+
+
+def _clear_interventions(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.need_session().interventions = ()
+
+
+def _choose_feature(explorer: Explorer, arguments: Arguments) -> None:
+    feature = None if arguments.get("feature") is None else _integer(arguments, "feature")
+    if feature is not None:
+        from lensplorer.saes.labels import check_feature
+
+        explorer.saes.check(explorer.saes.chosen)
+        check_feature(explorer.saes.loaded[explorer.saes.chosen], feature)
+    explorer.state.feature = feature
+    explorer.state.view = "features"
+
+
+def _search_saes(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.saes.search(_text(arguments, "text"))
+
+
+def _load_sae(explorer: Explorer, arguments: Arguments) -> None:
+    from lensplorer.config import SAEConfig
+
+    explorer.saes.start_loading([SAEConfig(release=_text(arguments, "release"), sae_id=_text(arguments, "sae_id"))])
+
+
+def _use_sae(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.saes.choose(_text(arguments, "name"))
+
+
+def _take_off_sae(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.saes.take_off(_text(arguments, "name"))
+
+
+# -- page ------------------------------------------------------------------------------------------------------------------------
+
+
+def _list_sessions(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.state.saved = keeping.listed()
+
+
+def _open_session(explorer: Explorer, arguments: Arguments) -> None:
+    keeping.open_saved(explorer, _text(arguments, "kind"), _text(arguments, "name"))
+
+
+def _copy_link(explorer: Explorer, arguments: Arguments) -> None:
+    explorer.state.download = {"link": keeping.link(explorer)}
+    explorer.tell("Copied a link to this page.")
+
+
 def _set_theme(explorer: Explorer, arguments: Arguments) -> None:
     theme = _text(arguments, "theme")
     if theme not in explorer.state.param.theme.objects:
@@ -232,7 +434,8 @@ def _load_model(explorer: Explorer, arguments: Arguments) -> None:
     explorer.start_loading(_text(arguments, "model").strip())
 
 
-CANDIDATES, PROMPTS, CURSOR, VIEWS, PAGE = "Candidates", "Prompts and branches", "Token cursor", "Views", "Page"
+CANDIDATES, PROMPTS, CURSOR, VIEWS = "Candidates", "Prompts and branches", "Token cursor", "Views"
+PANEL, PAGE = "Panels", "Page"
 
 COMMANDS = (
     Command("select_next", ("ArrowDown", "j"), "Next candidate", CANDIDATES, _move_selection(1)),
@@ -262,10 +465,22 @@ COMMANDS = (
     Command("next_view", ("e",), "Next view", VIEWS, _move_view(1)),
     Command("previous_view", ("shift+e",), "Previous view", VIEWS, _move_view(-1)),
     Command("go_to_view", tuple("123456789"), "View by number", VIEWS, _go_to_view),
+    Command("next_display", ("p",), "Next layer display of the candidates; in the feature view, next SAE", VIEWS, _next_display),
     Command("next_layer", ("n",), "Next layer, in views of one layer", VIEWS, _move_layer(1)),
     Command("previous_layer", ("b",), "Previous layer", VIEWS, _move_layer(-1)),
+    Command("choose_panels", ("v",), "Choose the panels", PANEL, None, "header", "panels"),
+    Command("run_panel", ("r",), "Run the panels that wait because they are long", PANEL, _run_panel),
+    Command("stop", (".",), "Stop what is running", PANEL, _stop),
+    Command("maximise", ("shift+m",), "Maximise the panel under the pointer, and back", PANEL),
+    Command("choose_sae", ("f",), "Choose SAEs", PAGE),
+    Command("chat", ("shift+i",), "Write a chat: system and user prompt through the model's template", PROMPTS),
+    Command("toggle_model", ("o",), "Switch the model off, to edit freely, or on", PAGE, _toggle_model),
+    Command("open", ("shift+x",), "Open a saved session", PROMPTS, None, "prompts", "open"),
+    Command("copy_link", ("y",), "Copy a link to this model, prompt, view and cursor", PAGE, _copy_link, "header", "link"),
+    Command("toggle_rail", ("\\",), "Narrow or wide side bar", PAGE, None),
     Command("choose_model", ("m",), "Load another model", PAGE),
     Command("toggle_theme", ("t",), "Light or dark", PAGE, None, "header", "theme"),
+    Command("tour", (), "The tour again", PAGE, None),
     Command("help", ("?",), "Show the keys", PAGE, None, "header", "?"),
     # reached by clicking and typing alone
     Command("select", (), "Select this candidate", "", _select),
@@ -276,6 +491,26 @@ COMMANDS = (
     Command("forget_editor", (), "Close the editor", "", _forget_editor),
     Command("set_theme", (), "Take this theme", "", _set_theme),
     Command("load_model", (), "Load this model", "", _load_model),
+    Command("show_panels", (), "These panels are on screen", "", _show_panels),
+    Command("arrange", (), "These panels are open, in this order", "", _arrange),
+    Command("set_control", (), "Set a control of a panel", "", _set_control),
+    Command("copy_python", (), "Copy as Python", "", _copy_python),
+    Command("export", (), "Save the panel's figure or data", "", _export),
+    Command("aim", (), "What attributions are about", "", _aim),
+    Command("set_decoding", (), "Set a knob of sampling", "", _set_decoding),
+    Command("constrain", (), "Restrict what is sampled", "", _constrain),
+    Command("set_chat", (), "Take this chat", "", _set_chat),
+    Command("intervene", (), "Apply the intervention of the form", "", _intervene),
+    Command("scale_feature", (), "Scale this feature", "", _scale_feature),
+    Command("remove_intervention", (), "Take this intervention off", "", _remove_intervention),
+    Command("clear_interventions", (), "Take all interventions off", "", _clear_interventions),
+    Command("choose_feature", (), "Show this feature", "", _choose_feature),
+    Command("search_saes", (), "Search the SAEs", "", _search_saes),
+    Command("load_sae", (), "Load this SAE", "", _load_sae),
+    Command("use_sae", (), "Show this SAE's features", "", _use_sae),
+    Command("take_off_sae", (), "Take this SAE off", "", _take_off_sae),
+    Command("list_sessions", (), "List the saved sessions", "", _list_sessions),
+    Command("open_session", (), "Open this session", "", _open_session),
 )
 BY_NAME = {command.name: command for command in COMMANDS}
 

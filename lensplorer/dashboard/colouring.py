@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lensplorer.dashboard.asking import Dictionary
+from lensplorer.errors import SAEError
 from lensplorer.tokens import visible
 
 
@@ -20,10 +22,14 @@ class Ask(Protocol):
 
     layer: int
     position: int
-    target: int | None
+    aim: int
     d_vocab: int
+    state: Any
+    saes: Any
 
-    def __call__(self, function: Callable[..., Any], **options: Any) -> Any: ...
+    def strongest_feature(self) -> int | None: ...
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def _energy(ask: Ask, token_scores: Callable[..., Any]) -> Colouring:
 
 
 def _attribution(ask: Ask, attribute: Callable[..., Any]) -> Colouring:
-    result = ask(attribute, target=ask.target, position=ask.position)
+    result = ask(attribute, ask.aim, position=ask.position)
     values = result.attribution.values
     bound = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     method = str(result.attrs["method"]).replace("_", " ")
@@ -132,6 +138,19 @@ def _hidden_similarity(ask: Ask, hidden_similarity: Callable[..., Any]) -> Colou
 def _residual(ask: Ask, residual_norms: Callable[..., Any]) -> Colouring:
     norms = ask(residual_norms).norm.values
     return Colouring(norms[ask.layer], 0.0, float(np.nanmax(norms)), f"Norm of the residual stream after layer {ask.layer}")
+
+
+def _features(ask: Ask, feature_values: Callable[..., Any]) -> Colouring:
+    name = ask.saes.chosen
+    if not name:
+        raise SAEError(f"Loading {ask.saes.loading[0]} …" if ask.saes.loading else "No SAE is loaded: press f to choose one.")
+    feature = ask.strongest_feature() if ask.state.feature is None else ask.state.feature
+    if feature is None:
+        raise SAEError(f"No feature of {name} is active at position {ask.position}: move the cursor (c), or choose a feature in the features panel.")
+    values = ask(feature_values, Dictionary(name), feature).activation.values[:, 0]
+    which = "" if ask.state.feature is not None else "strongest here: "
+    label = ask.saes.labels(name, [feature])[0].text
+    return Colouring(values, 0.0, max(float(values.max(initial=0.0)), 1e-6), f"{which}feature {feature} of {name} ({label})")
 
 
 def brief(value: float) -> str:
@@ -157,6 +176,7 @@ ALL_VIEWS = (
         "hidden_similarity", "Hidden-state similarity", "Similarity", "signed", "", (("residual", "hidden_similarity"),), _hidden_similarity, True
     ),
     TokenView("residual", "Residual stream", "Residual", "norm", "", (("residual", "residual_norms"),), _residual, True),
+    TokenView("features", "SAE features", "Features", "feature", "", (("features", "feature_values"),), _features),
 )
 
 

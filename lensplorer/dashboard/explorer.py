@@ -1,32 +1,39 @@
 """The explorer: a session, the page's state, and what the analyses say about them. No browser and no Panel in it.
 
-``perform`` applies one command; ``results`` and ``candidates`` ask the analyses about the newest state. All of it runs on one thread (see
-``worker``), except the loading of a model, which has a thread of its own so that the old model serves until the new one is ready.
+``perform`` applies one command; calling the explorer asks an analysis about the current prompt, and ``panel`` builds one panel. All of it runs
+on one thread (see ``worker``), except the loading of models and SAEs, which have threads of their own so that the old ones serve until then.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from lensplorer.analyses.lenses import logit_lens
 from lensplorer.analyses.scores import next_token
 from lensplorer.dashboard.actions import perform
-from lensplorer.dashboard.colouring import available_views
+from lensplorer.dashboard.asking import Call, Dictionary, Here, Source, call
+from lensplorer.dashboard.colouring import Colouring, TokenView, available_views
+from lensplorer.dashboard.costs import Costs, key_of
 from lensplorer.dashboard.options import Options
+from lensplorer.dashboard.panels import PANELS, needed_reads
+from lensplorer.dashboard.panels.base import Panel
+from lensplorer.dashboard.saes import PageSAEs
 from lensplorer.dashboard.state import PageState
 from lensplorer.errors import LensplorerError, PromptError, SessionError
 from lensplorer.models import LensModel
 from lensplorer.sampling.params import DecodingParams
 from lensplorer.sampling.steps import STOP_REASONS
 from lensplorer.session import Session
-from lensplorer.trace import Trace, prompt_ids
+from lensplorer.tokens import token_text, visible
+from lensplorer.trace import prompt_ids, run_model
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +41,10 @@ logger = logging.getLogger(__name__)
 Loader = Callable[[str | None], LensModel]
 #: puts a function in the queue of the explorer's own thread
 Later = Callable[[Callable[[], None]], None]
+
+HERE = Here()
+_PACE_TOKENS = 16
+_LONGEST_TOKEN = 200  # characters; a token of a whole line of dashes need not be sent in full
 
 
 class Explorer:
@@ -43,16 +54,24 @@ class Explorer:
         options: what the page was started with.
         load: loads a model, or gives the one already loaded; called on a thread of its own.
         later: how that thread hands its model back.
+        interrupted: whether a command is waiting, for which a panel in the making gives way.
     """
 
-    def __init__(self, options: Options, *, load: Loader, later: Later) -> None:
+    def __init__(self, options: Options, *, load: Loader, later: Later, interrupted: Callable[[], bool] = lambda: False) -> None:
         self.options = options
         self.load, self.later = load, later
-        self.state = PageState()
+        self.state = PageState(layer_display="probability" if options.layer_prob else "")
         self.session: Session | None = None
         self.views = available_views()
+        self.settings: dict[str, dict[str, Any]] = {"features": {"show": "path through layers"}} if options.cross_layer else {}
+        self.saes = PageSAEs(self)
+        self.costs = Costs(interrupted)
+        self.made: dict[Any, tuple[str, str]] = {}  # intervention → the Python that made it, and the SAE in it
+        self.resume: Callable[[Session], None] | None = None  # what to do with the next model's session in place of the first prompt
         self._answers: dict[Any, Any] = {}
-        self._answers_of: tuple[int, ...] = ()
+        self._answers_of: Any = ()
+        self._asked: list[Call] | None = None
+        self._asked_by: dict[str, list[Call]] = {}
         if options.seed is not None:
             torch.manual_seed(options.seed)
 
@@ -61,6 +80,7 @@ class Explorer:
     def perform(self, message: Mapping[str, Any]) -> None:
         """Apply a command that the browser sent: its name under ``do``, its number under ``seq``. What goes wrong becomes the message."""
         self.state.message = None
+        self.state.download = None
         try:
             perform(self, str(message.get("do")), message)
         except LensplorerError as error:
@@ -110,26 +130,28 @@ class Explorer:
             self.state.editor = None
             self.state.selected = 0
 
+    def set_chat(self, system: str, user: str) -> None:
+        """Put a system and a user prompt through the model's own chat template.
+
+        Raises:
+            PromptError: the model has no template; or both are empty.
+        """
+        turns = [{"role": role, "content": text} for role, text in (("system", system), ("user", user)) if text]
+        if not turns:
+            raise PromptError("The chat is empty: write at least the user's part.")
+        self.need_session().set_prompt(turns)
+        self.state.selected = 0
+
+    def intervene(self, intervention: Any, code: str, sae: str) -> None:
+        """Run the model under one more intervention, and remember the Python that makes it."""
+        self.need_session().intervene(intervention)
+        self.made[intervention] = (code, sae)
+
     @staticmethod
     def _not_empty(text: str) -> str:
         if not text:  # a BOS token alone is a prompt for the library; a person who submits nothing has forgotten something
             raise PromptError("The prompt is empty: give at least one token of text.")
         return text
-
-    def save(self) -> Path:
-        """Write the session to a new file in the user's data folder, and return its path."""
-        from platformdirs import user_data_path
-
-        folder = user_data_path("lensplorer", appauthor=False) / "sessions"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SessionError(f"The folder {str(folder)!r} cannot be made: {error.strerror or error}.") from error
-        stem = time.strftime("%Y-%m-%d_%H-%M-%S")
-        names = (f"{stem}{suffix}.json" for suffix in ("", *(f"_{i}" for i in range(2, 1000))))
-        path = next(folder / name for name in names if not (folder / name).exists())
-        self.need_session().save(path)
-        return path
 
     # -- the model ---------------------------------------------------------------------------------------------------------------
 
@@ -156,17 +178,66 @@ class Explorer:
     def use(self, model: LensModel) -> None:
         """Take up a loaded model, with the current prompt's text or the first prompt."""
         text = self.session.text if self.session is not None else self.options.prompt
-        reads: list[Any] = [analysis for view in self.views.values() for analysis in view.analyses() or ()] + [logit_lens]
+        is_first = self.session is None
+        reads: list[Any] = [analysis for view in self.views.values() for analysis in view.analyses() or ()] + needed_reads()
         self.session = Session(model, max_prompts=self.options.config.prompt.max_prompts, reads=reads)
         self.session.decoding = DecodingParams(seed=self.options.seed)
-        self._answers.clear()
-        self.state.param.update(loading="", model_error="", layer=-1, selected=0, editor=None, playing=False)
-        self.set_prompt(text)
+        self.forget_answers()
+        self.costs.forget()
+        self.saes.forget()
+        self.made.clear()
+        self.state.param.update(loading="", model_error="", layer=-1, selected=0, editor=None, playing=False, aim=None, feature=None)
+        resume, self.resume = self.resume, None
+        if resume is not None:
+            resume(self.session)
+        else:
+            self.set_prompt(text)
+        self._take_the_pace()
+        if is_first:
+            self._load_first_saes()
+
+    def _take_the_pace(self) -> None:
+        """Run a short prompt, and where that is quick a batch of it: what long panels will take is reckoned from the best pace."""
+        session = self.need_session()
+        if not session.ids:
+            return
+        row = torch.tensor([(session.ids * _PACE_TOKENS)[:_PACE_TOKENS]], device=session.model.cfg.device)
+        for batch in (1, 1, 16):
+            started = time.perf_counter()
+            run_model(session.model, row.expand(batch, -1))
+            seconds = time.perf_counter() - started
+            self.costs.ran(seconds, batch * _PACE_TOKENS)
+            if seconds > 0.1:
+                return
+
+    def _load_first_saes(self) -> None:
+        """The SAEs of the options: those of a file, of the configuration, or the built-in model's own."""
+        from lensplorer.config import SAEConfig, load_config
+        from lensplorer.models import model_info
+        from lensplorer.saes.registry import BUILT_IN, built_in_ids
+
+        tables = self.options.config.sae
+        if self.options.sae_config is not None:
+            try:
+                tables = load_config(self.options.sae_config).sae
+            except LensplorerError as error:
+                self.tell(str(error), kind="error")
+                return
+        elif not tables:
+            name = model_info(self.need_session().model).name
+            tables = tuple(SAEConfig(release=name, sae_id=sae_id) for sae_id in built_in_ids(name)) if name in BUILT_IN else ()
+        if tables:
+            self.saes.start_loading(tables)
 
     def _loading_failed(self, text: str) -> None:
+        self.resume = None
         self.state.param.update(loading="", model_error=text)
 
-    # -- answers -----------------------------------------------------------------------------------------------------------------
+    # -- where -------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.need_session().ids
 
     @property
     def n_layers(self) -> int:
@@ -182,32 +253,80 @@ class Explorer:
         return self.need_session().position
 
     @property
+    def at_end(self) -> bool:
+        """Whether the analyses look at the last token."""
+        return self.position == len(self.ids) - 1
+
+    @property
     def d_vocab(self) -> int:
         return int(self.need_session().model.cfg.d_vocab)
 
     @property
-    def target(self) -> int | None:
-        """The selected candidate, what attributions are about."""
+    def target(self) -> int:
+        """The selected candidate, what decompositions are about."""
         return self.selected_token()
 
     @property
-    def trace(self) -> Trace:
-        """The trace of the current prompt."""
-        return self.need_session().trace()
+    def aim(self) -> int:
+        """What attributions are about: the candidate pointed at, else the selected one."""
+        return self.state.aim if self.state.aim is not None else self.selected_token()
 
-    def __call__(self, function: Callable[..., Any], **options: Any) -> Any:
+    def shown_token(self, token_id: int) -> str:
+        """A token as the page writes it."""
+        return _visible(self.need_session().model.tokenizer, int(token_id))
+
+    def shown_tokens(self) -> list[str]:
+        """The tokens of the current prompt, as the page writes them."""
+        return [self.shown_token(token_id) for token_id in self.ids]
+
+    def special_ids(self) -> frozenset[int]:
+        return _special_ids(self.need_session().model.tokenizer)
+
+    def other_prompts(self) -> dict[str, tuple[int, ...]]:
+        """The prompts beside the current one, by a name with their number."""
+        session = self.need_session()
+        return {
+            f"prompt {i + 1}: …{str(session.model.tokenizer.decode(list(prompt.ids[-8:]))).strip()}": prompt.ids
+            for i, prompt in enumerate(session.state.prompts)
+            if i != session.state.current and prompt.ids
+        }
+
+    # -- answers -----------------------------------------------------------------------------------------------------------------
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """An analysis of the current trace, remembered while the prompt stays the same."""
-        ids = self.need_session().ids
-        if ids != self._answers_of:
-            self._answers, self._answers_of = {}, ids
-        key = (function.__name__, *sorted(options.items()))
-        if key not in self._answers:
-            self._answers[key] = function(self.trace, **options)
-        return self._answers[key]
+        return self.ask(call(function, HERE, *arguments, **options))
+
+    def ask(self, question: Call) -> Any:
+        """The answer, which the panel in the making is then known by."""
+        if self._asked is not None:
+            self._asked.append(question)
+        return self.answer(question)
+
+    def answer(self, source: Source) -> Any:
+        """The value of a source, remembered while prompt and interventions stay the same."""
+        session = self.need_session()
+        key = (session.ids, session.interventions)
+        if key != self._answers_of:
+            self._answers, self._answers_of = {}, key
+            self.costs.revoke()
+        if isinstance(source, Dictionary):
+            return source.value(self)
+        if source not in self._answers:
+            self._answers[source] = source.value(self)
+        return self._answers[source]
+
+    def has_answer(self, question: Source) -> bool:
+        return question in self._answers
+
+    def forget_answers(self) -> None:
+        """What was asked no longer holds: another model, other activations."""
+        self._answers, self._answers_of = {}, ()
 
     def candidates(self) -> Any:
         """The candidates after the current position (see ``next_token``)."""
-        return self(next_token, k=self.options.config.display.tokens_to_show, position=self.position, search=self.state.search or None)
+        k = self.options.config.display.tokens_to_show
+        return self.answer(call(next_token, HERE, k=k, position=self.position, search=self.state.search or None))
 
     def selected_token(self) -> int:
         """The id of the selected candidate.
@@ -220,7 +339,86 @@ class Explorer:
             raise SessionError(f"No token contains {self.state.search!r}: there is no candidate to take. Clear the search.")
         return int(ids[min(self.state.selected, len(ids) - 1)])
 
+    def best_token(self, source: Source) -> int:
+        """The most likely next token at the end of a run."""
+        return int(self.answer(source).logits[-1].argmax())
+
+    @property
+    def view(self) -> TokenView:
+        return self.views[self.state.view]
+
+    def colouring(self) -> Colouring | None:
+        """The current view's number of each token; None for the plain prompt."""
+        return self.view.colour(self, *(self.view.analyses() or ())) if self.view.colour is not None else None
+
+    def strongest_feature(self) -> int | None:
+        """The feature of the chosen SAE most active at the position looked at; None where none is."""
+        from lensplorer.analyses.features import feature_activations
+
+        feature = int(self.answer(call(feature_activations, HERE, Dictionary(self.saes.chosen), k=1)).feature.values[self.position, 0])
+        return feature if feature >= 0 else None
+
+    # -- panels ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def forward_seconds(self) -> float:
+        """About how long one run over the current prompt takes."""
+        return self.costs.forward(len(self.ids))
+
+    def cost(self, panel: Panel, settings: Mapping[str, Any]) -> float:
+        """About how long this panel takes, in seconds; 0 when it is always quick."""
+        if panel.seconds is None:
+            return 0.0
+        return self.costs.expected(key_of(panel.name, dict(settings)), panel.seconds(self, settings))
+
+    @contextmanager
+    def building(self, panel: Panel, settings: Mapping[str, Any]) -> Iterator[None]:
+        """While a panel is built: what it asks is kept for its script and its data, and it can be stopped.
+
+        Raises:
+            Cancelled: a command came in between, or the person stopped it.
+        """
+        key = key_of(panel.name, dict(settings))
+        guess = panel.seconds(self, settings) if panel.seconds is not None else 0.0
+        self._asked = []
+        started = time.perf_counter()
+        known = len(self._answers)
+        try:
+            with self.costs.running(panel.name, self.costs.expected(key, guess)):
+                yield
+            self._asked_by[panel.name] = self._asked
+            if len(self._answers) > known:
+                self.costs.learn(key, guess, time.perf_counter() - started)
+        finally:
+            self._asked = None
+
+    def asked_by(self, name: str) -> list[Call]:
+        """What a panel on screen asked.
+
+        Raises:
+            SessionError: it shows nothing.
+        """
+        asked = [question for question in dict.fromkeys(self._asked_by.get(name, [])) if question in self._answers]
+        if not asked:
+            raise SessionError(f"The panel {PANELS[name].title!r} shows no result now: there is nothing to copy or save.")
+        return asked
+
+    @staticmethod
+    def is_imported(module: str) -> bool:
+        return module in sys.modules
+
 
 def _without_api(message: str) -> str:
     """The library's advice names an argument; the page has a button for it."""
     return message.replace("Shorten it, or pass truncate=True to keep the end.", "Shorten it, or keep its end.")
+
+
+@lru_cache(maxsize=100_000)
+def _visible(tokenizer: Any, token_id: int) -> str:
+    text = visible(token_text(tokenizer, token_id))
+    return text if len(text) <= _LONGEST_TOKEN else text[: _LONGEST_TOKEN - 1] + "…"
+
+
+@lru_cache(maxsize=4)
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    return frozenset(tokenizer.all_special_ids)

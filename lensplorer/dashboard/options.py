@@ -45,17 +45,6 @@ class Options:
     address: str = DEFAULT_ADDRESS
     show: bool = False
 
-    @property
-    def without_effect(self) -> tuple[str, ...]:
-        """What was asked for and is not there yet: said on the terminal and on the page rather than passed over in silence."""
-        asked = {
-            "--sae-config": self.sae_config is not None,
-            "[[sae]] of the configuration": bool(self.config.sae),
-            "--cross-layer": self.cross_layer,
-            "--layer-prob": self.layer_prob,
-        }
-        return tuple(name for name, given in asked.items() if given)
-
 
 def explore_options(
     input: Annotated[Path | None, typer.Option("--input", "-i", help="Text file with the first prompt; a final newline is left off.")] = None,

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from bokeh.document import Document
 from panel.util import edit_readonly
 
 from lensplorer.catalogue import default_model_name
+from lensplorer.dashboard import keeping
+from lensplorer.dashboard.costs import Running
 from lensplorer.dashboard.explorer import Explorer, Loader
 from lensplorer.dashboard.options import Options, parse_options
 from lensplorer.dashboard.shell import Shell
 from lensplorer.dashboard.snapshot import later_parts, snapshot
-from lensplorer.dashboard.timeline import Timeline
 from lensplorer.dashboard.worker import Worker
 from lensplorer.errors import LensplorerError
 from lensplorer.models import LensModel, load_model
@@ -63,12 +65,12 @@ class Desk:
     """
 
     def __init__(self, options: Options, *, refusal: str = "", load: Loader | None = None) -> None:
-        self.timeline = Timeline()
         self.worker = Worker(self._draw, self._finish)
-        self.explorer = Explorer(options, load=load or partial(shared_model, dtype=options.dtype), later=self.worker.submit)
+        loader = load or partial(shared_model, dtype=options.dtype)
+        self.explorer = Explorer(options, load=loader, later=self.worker.submit, interrupted=self.worker.is_waiting)
+        self.explorer.costs.tell = self._tell_running
         self.explorer.state.model_error = refusal
-        first = {**snapshot(self.explorer), **later_parts(self.explorer)}
-        self.shell = Shell(first, panels=[self.timeline.pane], sizing_mode="stretch_both")
+        self.shell = Shell(snapshot(self.explorer), sizing_mode="stretch_both")
         self.shell.on_msg(self._receive)
         self.page = pmui.Page(
             main=[self.shell],
@@ -84,6 +86,10 @@ class Desk:
         self._doc: Document | None = pn.state.curdoc
         self._next: dict[str, Any] | None = None  # parts that the document has not taken yet
         self._mutex = threading.Lock()
+        self._arguments = dict(pn.state.session_args or {})
+        self._tab: str | None = None  # the key of the browser's tab, once it has said it
+        self._kept: Any = None
+        self._warned = False
         self._pace: threading.Thread = threading.Thread()  # the timer between two steps of a play
         pn.state.onload(self._start)
         if self._doc is not None:
@@ -92,28 +98,44 @@ class Desk:
     # -- browser → worker --------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        if not self.explorer.state.model_error:
-            self.worker.submit(partial(self.explorer.start_loading, self._wanted_model()))
         self.shell.ready = True
 
     def _stop(self) -> None:
         self.explorer.state.playing = False
+        self.explorer.costs.stop.set()
         self.worker.stop()
 
-    def _wanted_model(self) -> str | None:
-        """The model of the query string (``?model=gpt2``), else that of the options."""
-        asked = pn.state.session_args.get("model") if pn.state.session_args else None
-        return asked[0].decode("utf-8", errors="replace") if asked else self.explorer.options.model
+    def _begin(self, tab: str | None) -> None:
+        """On the worker's thread, when the browser listens: resume what this tab showed, follow its link, or load the first model."""
+        if self._tab is not None or self.explorer.state.model_error:
+            return
+        self._tab = tab or ""
+        asked = {name: values[-1].decode("utf-8", errors="replace") for name, values in (self._arguments or {}).items() if values}
+        kept = None
+        try:
+            keeping.forget_old()
+            kept = keeping.autosaved(self._tab) if self._tab else None
+            if kept is not None and not asked.get("model"):
+                keeping.resume(self.explorer, kept)
+                return
+        except LensplorerError as error:
+            self.explorer.tell(str(error), kind="error")
+        keeping.follow_link(self.explorer, asked)
+        self.explorer.start_loading(asked.get("model") or self.explorer.options.model)
 
     def _receive(self, event: Any) -> None:
-        if not isinstance(event.data, dict):
+        message = event.data
+        if not isinstance(message, dict):
             return
-        if event.data.get("do") == "hello":  # the browser listens from now on: messages before were lost
+        if message.get("do") == "hello":  # the browser listens from now on: messages before were lost
             send_at_once(self._doc)
             self.shell.forget()
-            self.worker.submit(lambda: None)
+            tab = message.get("tab")
+            self.worker.submit(partial(self._begin, tab if isinstance(tab, str) else None))
         else:
-            self.worker.submit(partial(self.explorer.perform, event.data))
+            if message.get("do") == "stop":
+                self.explorer.costs.stop.set()  # at once: the thread is busy with what is to be stopped
+            self.worker.submit(partial(self.explorer.perform, message))
 
     # -- worker → browser --------------------------------------------------------------------------------------------------------
 
@@ -124,12 +146,35 @@ class Desk:
         self._send(picture)
 
     def _finish(self) -> None:
-        """As ``_draw``, for the parts that may come later."""
-        self._send(later_parts(self.explorer))
+        """As ``_draw``, for the parts that may come later; then the autosave, and the next step of a play."""
+        for part in later_parts(self.explorer):
+            self._send(part)
+            if self.worker.is_waiting():
+                return
+        self._autosave()
         if self.explorer.state.playing and not self._pace.is_alive():
             self._pace = threading.Timer(PACE, self.worker.submit, [self.explorer.play_on])
             self._pace.daemon = True
             self._pace.start()
+
+    def _autosave(self) -> None:
+        """Keep what is on screen under the tab's key. A disk that is full is told once; the page goes on."""
+        if not self._tab or self.explorer.session is None or not self.explorer.session.ids:
+            return
+        state = (self.explorer.session.state, keeping.page_state(self.explorer))
+        if state == self._kept:
+            return
+        self._kept = state
+        try:
+            keeping.autosave(self.explorer, self._tab)
+        except LensplorerError as error:
+            if not self._warned:
+                self._warned = True
+                self.explorer.tell(f"The page is not kept: {error}", kind="error")
+                self._send({"status": snapshot(self.explorer)["status"]})
+
+    def _tell_running(self, running: Running | None) -> None:
+        self._send({"running": asdict(running) if running is not None else None})
 
     def _send(self, parts: dict[str, Any]) -> None:
         with self._mutex:
@@ -145,15 +190,9 @@ class Desk:
         """Under the document's lock: send what changed."""
         with self._mutex:
             picture, self._next = self._next or {}, None
-        changed = self.shell.show(picture)
-        if "status" not in picture:
-            return
-        theme = picture["status"]["theme"]
-        with pn.io.hold(self._doc):
-            self.timeline.set_theme(theme)
-            self.page.dark_theme = theme == "dark"
-            if changed & {"strip", "status"}:
-                self.timeline.update(picture["strip"], picture["status"]["cursor"])
+        self.shell.show(picture)
+        if "status" in picture:
+            self.page.dark_theme = picture["status"]["theme"] == "dark"
 
 
 def send_at_once(doc: Any) -> None:

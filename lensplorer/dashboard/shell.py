@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import param
-from panel.custom import Children, JSComponent
+from panel.custom import JSComponent
 
 from lensplorer.dashboard.actions import command_table
+from lensplorer.dashboard.panels import panel_table
 from lensplorer.views.style import QUANTITIES, THEMES, colormap, ink
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("base", "strip", "candidates", "lens", "rail", "status", "dialogs", "keys", "shell")
+_SCRIPTS = ("base", "figures", "strip", "candidates", "panels", "rail", "status", "dialogs", "keys", "shell")
 _STEPS = 65  #: colours of a scale as sent to the browser
 
 
@@ -41,7 +42,7 @@ def theme_css() -> str:
 
 
 class Shell(JSComponent):
-    """The whole page but for the plots, which are its children.
+    """The whole page.
 
     Snapshots go to the browser as JSON text in messages: as nested parameters, Bokeh would search each of them for models, which takes longer
     than all the rest of a step.
@@ -49,13 +50,14 @@ class Shell(JSComponent):
 
     setup = param.String(default="{}", doc="JSON of what the browser is made from: commands, scales and the first snapshot.")
     ready = param.Boolean(default=False, doc="Whether commands arrive; until then the browser keeps them.")
-    panels = Children(doc="The plots of the main panel.")
 
     _esm = "\n".join((_HERE / "js" / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
     _stylesheets: ClassVar[list[str]] = [(_HERE / "css" / "shell.css").read_text(encoding="utf-8"), theme_css()]
 
     def __init__(self, parts: dict[str, Any], **params: Any) -> None:
-        super().__init__(setup=json.dumps({"commands": command_table(), "scales": scales(), "parts": parts}), **params)
+        super().__init__(
+            setup=json.dumps({"commands": command_table(), "scales": scales(), "themes": THEMES, "panels": panel_table(), "parts": parts}), **params
+        )
         self._shown: dict[str, Any] = {}
 
     def show(self, parts: dict[str, Any]) -> set[str]:

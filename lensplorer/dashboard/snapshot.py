@@ -6,7 +6,7 @@ Text is sent as text and drawn as text. A number that does not exist (NaN) is se
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -15,12 +15,14 @@ import numpy as np
 
 from lensplorer.analyses.lenses import logit_lens
 from lensplorer.analyses.scores import token_scores
-from lensplorer.dashboard.colouring import Badge, Colouring, TokenView, brief
+from lensplorer.dashboard.asking import Here, call
 from lensplorer.dashboard.explorer import Explorer
-from lensplorer.errors import LensplorerError
+from lensplorer.dashboard.panels import panel_part
+from lensplorer.dashboard.panels.sampling import distribution
+from lensplorer.errors import Cancelled, LensplorerError
 from lensplorer.models import model_info
+from lensplorer.sampling.params import PRESETS
 from lensplorer.session import PromptState
-from lensplorer.tokens import token_text, visible
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +34,35 @@ _HOVER = (
     ("entropy", "entropy", "nats"),
     ("energy", "energy", "nats"),
 )
-_LENS_COLUMNS, _LENS_AFTER = 24, 6  # positions sent, and how many of them may stand after the one looked at
-_LONGEST_TOKEN = 200  # characters; a token of a whole line of dashes need not be sent in full
+_SLOW_VIEWS = ("attribution",)  #: their colours come after the picture: they run the model again
 
 
 def snapshot(explorer: Explorer) -> dict[str, Any]:
-    """The parts that follow every key at once: model, strip, candidates, prompts, status."""
-    return {
+    """The parts that follow every key at once: model, strip, colours, candidates, prompts, settings, status."""
+    parts = {
         "model": _model(explorer),
         "strip": _guarded(explorer, _strip),
         "candidates": _guarded(explorer, _candidates),
         "prompts": _prompts(explorer),
+        "settings": _settings(explorer),
         "status": _status(explorer),
     }
+    if explorer.state.view not in _SLOW_VIEWS:
+        parts["colouring"] = _guarded(explorer, _colours)
+    return parts
 
 
-def later_parts(explorer: Explorer) -> dict[str, Any]:
-    """The parts that may come a moment later, when no key is waiting: the logit lens."""
-    return {"lens": _guarded(explorer, _lens)}
+def later_parts(explorer: Explorer) -> Iterator[dict[str, Any]]:
+    """The parts that may come a moment later, one by one while no command waits: slow colours, then the panels on screen."""
+    try:
+        if explorer.state.view in _SLOW_VIEWS:
+            with explorer.costs.running("the view", 0.0):
+                colours = _guarded(explorer, _colours)
+            yield {"colouring": colours}
+        for name in explorer.state.shown:
+            yield {f"panel.{name}": panel_part(explorer, name)}
+    except Cancelled:
+        return
 
 
 def _guarded(explorer: Explorer, part: Callable[[Explorer], dict[str, Any]]) -> dict[str, Any]:
@@ -60,6 +73,8 @@ def _guarded(explorer: Explorer, part: Callable[[Explorer], dict[str, Any]]) -> 
         return {"empty": "no prompt"}
     try:
         return part(explorer)
+    except Cancelled:
+        raise
     except LensplorerError as error:
         return {"error": str(error)}
     except Exception as error:
@@ -84,22 +99,45 @@ def _model(explorer: Explorer) -> dict[str, Any]:
             "n_layers": explorer.n_layers,
             "n_ctx": info.n_ctx,
             "d_vocab": explorer.d_vocab,
+            "toy": info.name.startswith("storyworld"),
         }
+    saes = explorer.saes
+    found["saes"] = {
+        "loaded": list(saes.loaded),
+        "chosen": saes.chosen,
+        "loading": list(saes.loading),
+        "error": saes.error,
+        "found": saes.found,
+        "searched": saes.searched,
+    }
     return found
 
 
 def _strip(explorer: Explorer) -> dict[str, Any]:
-    """Tokens, the current view's number for each, and the scores shown on hover."""
+    """Tokens, and the scores shown on hover."""
     session = explorer.need_session()
-    tokenizer = session.model.tokenizer
-    special = _special_ids(tokenizer)
-    view = explorer.views[explorer.state.view]
+    special = explorer.special_ids()
     part: dict[str, Any] = {
-        "tokens": [_visible_token(tokenizer, token_id) for token_id in session.ids],
+        "tokens": explorer.shown_tokens(),
         "ids": list(session.ids),
         "special": [position for position, token_id in enumerate(session.ids) if token_id in special],
         "n_given": session.state.prompt.n_given,
         "key": session.state.prompt.key,
+        "changed": bool(session.interventions),
+        "off": not session.model_on,
+    }
+    if session.model_on:
+        scores = explorer.answer(call(token_scores, Here()))
+        part["scores"] = [{"label": label, "unit": unit, "values": numbers(scores[name].values)} for name, label, unit in _HOVER]
+    else:
+        part["scores"] = []
+    return part
+
+
+def _colours(explorer: Explorer) -> dict[str, Any]:
+    """The current view's number for each token."""
+    view = explorer.view
+    part: dict[str, Any] = {
         "view": view.name,
         "label": view.label,
         "quantity": view.quantity,
@@ -107,21 +145,16 @@ def _strip(explorer: Explorer) -> dict[str, Any]:
         "by_layer": view.by_layer,
         "layer": explorer.layer,
     }
-    scores = explorer(token_scores)
-    part["scores"] = [{"label": label, "unit": unit, "values": numbers(scores[name].values)} for name, label, unit in _HOVER]
     try:
-        colouring = _colour(explorer, view)
+        colouring = explorer.colouring()
+    except Cancelled:
+        raise
     except LensplorerError as error:  # the text stays readable when the view has no answer
-        part["error"] = str(error)
-        colouring = None
+        return part | {"error": str(error)}
     if colouring is not None:
         part |= {"values": numbers(colouring.values), "low": colouring.low, "high": colouring.high, "title": colouring.title}
         part["badge"] = asdict(colouring.badge) if colouring.badge is not None else None
     return part
-
-
-def _colour(explorer: Explorer, view: TokenView) -> Colouring | None:
-    return view.colour(explorer, *(view.analyses() or ())) if view.colour is not None else None
 
 
 def _candidates(explorer: Explorer) -> dict[str, Any]:
@@ -129,11 +162,10 @@ def _candidates(explorer: Explorer) -> dict[str, Any]:
     session = explorer.need_session()
     position = explorer.position
     following = session.ids[position + 1] if position + 1 < len(session.ids) else None
-    tokenizer = session.model.tokenizer
     ids = [int(token_id) for token_id in result.token_id.values]
-    return {
+    part = {
         "ids": ids,
-        "tokens": [_visible_token(tokenizer, token_id) for token_id in ids],
+        "tokens": [explorer.shown_token(token_id) for token_id in ids],
         "ranks": [int(rank) for rank in result["rank"].values],
         "probabilities": numbers(result.probability.values),
         "logits": numbers(result.logit.values),
@@ -141,36 +173,32 @@ def _candidates(explorer: Explorer) -> dict[str, Any]:
         "selected": max(0, min(explorer.state.selected, len(ids) - 1)),
         "following": following,
         "position": position,
-        "after": _visible_token(tokenizer, session.ids[position]),
+        "after": explorer.shown_token(session.ids[position]),
         "search": explorer.state.search,
         "total": float(result.attrs["total_probability"]),
         "d_vocab": explorer.d_vocab,
+        "layer_display": explorer.state.layer_display,
     }
+    if not explorer.state.search:
+        part |= _drawn_from(explorer, ids)
+    if explorer.state.layer_display and ids:
+        lens = explorer.answer(call(logit_lens, Here(), tokens=tuple(ids))).isel(position=position)
+        part["layers"] = [numbers(row) for row in lens[explorer.state.layer_display].transpose("target", "layer").values]
+    return part
 
 
-def _lens(explorer: Explorer) -> dict[str, Any]:
-    """Top tokens of each layer at the positions around the one looked at."""
-    result = explorer(logit_lens)
-    session = explorer.need_session()
-    last = min(len(session.ids), explorer.position + _LENS_AFTER + 1)
-    first = max(0, last - _LENS_COLUMNS)
-    tokenizer = session.model.tokenizer
-    ids = result.top_token_id.values[:, first:last]  # [layer, position, rank]
-    probabilities = result.top_probability.values[:, first:last]
-    completeness = float(result.attrs.get("completeness", np.nan))
-    level = "good" if completeness <= 1e-3 else "near" if completeness <= 1e-2 else "bad"
+def _drawn_from(explorer: Explorer, ids: list[int]) -> dict[str, Any]:
+    """What the decoding settings make of the candidates; an error of theirs is told beside the controls, not here."""
+    try:
+        drawn = distribution(explorer)
+    except LensplorerError:
+        return {}
+    at = {int(token_id): i for i, token_id in enumerate(drawn.token_id.values)}
+    p_final, kept, valid = drawn.p_final.values, drawn.kept.values, drawn.valid.values
     return {
-        "first": first,
-        "position": explorer.position,
-        "tokens": [_visible_token(tokenizer, token_id) for token_id in session.ids[first:last]],
-        "cells": [
-            [
-                {"tokens": [_visible_token(tokenizer, token_id) for token_id in cell], "probabilities": numbers(shares)}
-                for cell, shares in zip(row_ids, row_shares)
-            ]
-            for row_ids, row_shares in zip(ids, probabilities)
-        ],
-        "badge": asdict(Badge(f"Δ {brief(completeness)}", level, "Largest |Δ log p| between the last row and the model itself.")),
+        "p_final": [float(f"{p_final[at[i]]:.5g}") if i in at else None for i in ids],
+        "kept": [bool(kept[at[i]]) if i in at else None for i in ids],
+        "valid": [bool(valid[at[i]]) if i in at else None for i in ids],
     }
 
 
@@ -211,19 +239,40 @@ def _depth(prompt: PromptState, by_key: dict[int, PromptState]) -> int:
     return depth
 
 
+def _settings(explorer: Explorer) -> dict[str, Any]:
+    """The decoding controls and the interventions in force, for the rail."""
+    session = explorer.session
+    if session is None:
+        return {}
+    params, constraint = session.decoding, session.constraint
+    return {
+        "decoding": params.to_dict(),
+        "preset": params.preset_name,
+        "presets": list(PRESETS),
+        "constraint": {"kind": constraint.kind, "text": constraint.text} if constraint is not None else None,
+        "model_on": session.model_on,
+        "interventions": [str(one) for one in session.interventions],
+        "stopped": session.stop_reason if session.ids else None,
+    }
+
+
 def _status(explorer: Explorer) -> dict[str, Any]:
     state, session = explorer.state, explorer.session
-    idle = explorer.options.without_effect
-    note = {"kind": "info", "text": f"No effect yet: {', '.join(idle)}."} if idle else None
     part: dict[str, Any] = {
         "acknowledged": state.acknowledged,
-        "message": state.message or note,
+        "message": state.message,
         "editor": state.editor,
         "views": [{"name": view.name, "label": view.label, "short": view.short} for view in explorer.views.values()],
+        "view": state.view,
         "cursor": None,
         "n": 0,
         "theme": state.theme,
         "playing": state.playing,
+        "download": state.download,
+        "saved": state.saved,
+        "feature": state.feature,
+        "aim": state.aim,
+        "open": state.open,
     }
     if session is not None:
         part |= {"cursor": session.state.cursor, "n": len(session.ids), "text": session.text, "n_ctx": model_info(session.model).n_ctx}
@@ -233,21 +282,6 @@ def _status(explorer: Explorer) -> dict[str, Any]:
 def numbers(values: np.ndarray) -> list[float | None]:
     """Values for the browser: five significant digits are more than it shows, and NaN is None."""
     return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
-
-
-def _visible_token(tokenizer: Any, token_id: int) -> str:
-    return _visible(tokenizer, int(token_id))
-
-
-@lru_cache(maxsize=100_000)
-def _visible(tokenizer: Any, token_id: int) -> str:
-    text = visible(token_text(tokenizer, token_id))
-    return text if len(text) <= _LONGEST_TOKEN else text[: _LONGEST_TOKEN - 1] + "…"
-
-
-@lru_cache(maxsize=4)
-def _special_ids(tokenizer: Any) -> frozenset[int]:
-    return frozenset(tokenizer.all_special_ids)
 
 
 @lru_cache(maxsize=64)

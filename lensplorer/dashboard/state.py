@@ -21,4 +21,11 @@ class PageState(param.Parameterized):
         default=None, allow_None=True, doc="A prompt that was refused: {text, error, can_truncate}; None when the last one was accepted."
     )
     model_error = param.String(default="", doc="Why the last model asked for did not load; empty when it did.")
+    layer_display = param.Selector(default="", objects=["", "probability", "logit", "correlation"], doc="What the candidates show layer by layer.")
+    feature = param.Integer(default=None, allow_None=True, bounds=(0, None), doc="The SAE feature that the feature view shows; None: the strongest.")
+    aim = param.Integer(default=None, allow_None=True, doc="Id of the candidate pointed at, what attributions are about; None: the selected one.")
+    open = param.List(default=None, allow_None=True, item_type=str, doc="Names of the open panels, in their order; None: the browser's choice.")
+    shown = param.List(default=[], item_type=str, doc="Names of the panels on screen: only these are computed.")
+    download = param.Dict(default=None, allow_None=True, doc="What the last command made for the browser to keep: {name, kind, data} or {clipboard}.")
+    saved = param.List(default=[], doc="Saved sessions, newest first, as the page lists them.")
     acknowledged = param.Integer(default=0, doc="Sequence number of the browser's last command that was applied.")

@@ -35,6 +35,10 @@ class Worker:
         """Have ``function`` run after those before it; returns at once."""
         self._queue.put(function)
 
+    def is_waiting(self) -> bool:
+        """Whether something was put in since the last picture: what may come later gives way to it."""
+        return not self._queue.empty()
+
     def stop(self) -> None:
         """End the thread after what it is doing now."""
         self._queue.put(None)

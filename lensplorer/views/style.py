@@ -46,6 +46,7 @@ _ANCHORS: dict[str, dict[str, list[str]]] = {
     "energy": {"dark": ["#0f6e66", "#2b3a4d", "#c2571a"], "light": ["#7cc9bf", "#eef1f5", "#ee9a62"]},
     "attention": {"dark": ["#121925", "#164a52", "#1f8f95", "#7be0dc"], "light": ["#ffffff", "#c8eceb", "#62bfbf", "#0f7d80"]},
     "signed": {"dark": ["#e0633f", "#6e3a33", "#121925", "#2c4a74", "#4f9cf0"], "light": ["#cc4a26", "#f3b9a6", "#ffffff", "#a9c9f2", "#2468c0"]},
+    "feature": {"dark": ["#121925", "#5a2f52", "#b04a8f", "#f3a6da"], "light": ["#ffffff", "#f3d6ea", "#d98cc0", "#a83a86"]},
     "norm": {"dark": ["#121925", "#3d4a2f", "#809a3c", "#d3e57a"], "light": ["#ffffff", "#e6edc8", "#aec45b", "#68801a"]},
 }
 

@@ -49,6 +49,16 @@ class Driver:
         while self.queue:
             self.queue.pop(0)()
 
+    def wait_for_saes(self) -> None:
+        """Until every SAE asked for is there, or said why not."""
+        import threading
+
+        for thread in threading.enumerate():
+            if thread.name == "lensplorer-load-sae":
+                thread.join(60)
+        while self.queue:
+            self.queue.pop(0)()
+
 
 @pytest.fixture
 def drive(tiny_model: Callable[..., Any]) -> Driver:

@@ -125,19 +125,19 @@ def test_prompts_branches_undo(drive):
 def test_views_go_round_and_by_number(drive):
     names = list(drive.explorer.views)
     assert names[:2] == ["prompt", "probability"]
-    seen = [drive("next_view")["strip"]["view"] for _ in names]
+    seen = [drive("next_view")["status"]["view"] for _ in names]
     assert sorted(seen) == sorted(names)
-    assert drive("previous_view")["strip"]["view"] == names[0]
-    assert drive("go_to_view", key="3")["strip"]["view"] == names[2]
+    assert drive("previous_view")["status"]["view"] == names[0]
+    assert drive("go_to_view", key="3")["status"]["view"] == names[2]
     drive("go_to_view", index=99)
     assert "no view 100" in drive.message
 
 
 def test_layers_stop_at_the_ends(drive):
     drive.explorer.state.view = "residual"
-    assert drive("next_layer")["strip"]["layer"] == 3
+    assert drive("next_layer")["colouring"]["layer"] == 3
     for layer in (2, 1, 0, 0):
-        assert drive("previous_layer")["strip"]["layer"] == layer
+        assert drive("previous_layer")["colouring"]["layer"] == layer
 
 
 def test_search_keeps_only_what_contains_it(drive):
@@ -155,7 +155,7 @@ def test_save_writes_a_session_file(drive, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     drive("save")
     drive("save")
-    files = list((tmp_path / "lensplorer" / "sessions").glob("*.json"))
+    files = [path for path in (tmp_path / "lensplorer" / "sessions").glob("*.json") if not path.name.endswith(".page.json")]
     assert len(files) == 2 and any(str(file) in drive.message for file in files)
 
 

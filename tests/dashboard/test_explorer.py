@@ -16,8 +16,8 @@ from tests.dashboard.conftest import Driver
 def test_the_page_shows_the_library_s_numbers(drive):
     picture = drive.picture
     trace = run_trace(drive.session.model, list(drive.session.ids))
-    assert picture["strip"]["values"] == numbers(token_scores(trace).probability.values)
-    assert picture["strip"]["values"][0] is None
+    assert picture["colouring"]["values"] == numbers(token_scores(trace).probability.values)
+    assert picture["colouring"]["values"][0] is None
     expected = next_token(trace, k=30)
     assert picture["candidates"]["ids"] == expected.token_id.values.tolist()
     np.testing.assert_allclose(picture["candidates"]["probabilities"], expected.probability.values, rtol=1e-4)
@@ -26,7 +26,10 @@ def test_the_page_shows_the_library_s_numbers(drive):
 def test_every_view_gives_a_number_per_token_within_its_scale(drive):
     for view in drive.explorer.views.values():
         drive.explorer.state.view = view.name
-        strip = drive.picture["strip"]
+        strip = next(later_parts(drive.explorer), {}).get("colouring") or drive.picture["colouring"]
+        if view.name == "features":
+            assert "No SAE is loaded" in strip["error"]
+            continue
         assert "error" not in strip, (view.name, strip.get("error"))
         if view.colour is None:
             assert "values" not in strip
@@ -39,10 +42,12 @@ def test_every_view_gives_a_number_per_token_within_its_scale(drive):
 
 def test_the_lens_ends_in_the_candidates(drive):
     drive("put_cursor", to=2)
-    lens = later_parts(drive.explorer)["lens"]
-    column = lens["position"] - lens["first"]
-    assert lens["cells"][-1][column]["tokens"][0] == drive.picture["candidates"]["tokens"][0]
-    assert len(lens["cells"]) == drive.explorer.n_layers + 1
+    drive("show_panels", names=["lens"])
+    (part,) = later_parts(drive.explorer)
+    lens = part["panel.lens"]
+    (grid,) = lens["figures"]
+    assert grid["texts"][0][grid["mark"]] == drive.picture["candidates"]["tokens"][0]
+    assert len(grid["rows"]) == drive.explorer.n_layers + 1
     assert lens["badge"]["level"] == "good"
 
 
@@ -121,7 +126,7 @@ def test_what_fails_in_one_panel_stays_in_it(drive, monkeypatch):
     monkeypatch.setattr("lensplorer.dashboard.explorer.next_token", fail)
     picture = drive.picture
     assert picture["candidates"] == {"error": "refused on purpose"}
-    assert picture["strip"]["values"]
+    assert picture["colouring"]["values"]
 
 
 def test_a_view_that_fails_leaves_the_text_readable(drive, monkeypatch):
@@ -130,8 +135,8 @@ def test_a_view_that_fails_leaves_the_text_readable(drive, monkeypatch):
 
     monkeypatch.setattr("lensplorer.analyses.residual.residual_norms", fail)
     drive.explorer.state.view = "residual"
-    strip = drive.picture["strip"]
-    assert strip["error"] == "refused on purpose" and strip["tokens"] and "values" not in strip
+    picture = drive.picture
+    assert picture["colouring"]["error"] == "refused on purpose" and "values" not in picture["colouring"] and picture["strip"]["tokens"]
 
 
 def test_one_answer_is_computed_once_per_prompt(drive):
@@ -147,6 +152,9 @@ def test_any_text_is_sent_as_text(drive, text):
     assert len(strip["tokens"]) == len(strip["ids"]) and not any("\n" in token or "\t" in token for token in strip["tokens"])
 
 
-def test_options_without_effect_are_said(tiny_model):
-    drive = Driver(Options(cross_layer=True, seed=3), tiny_model("gpt2"))
-    assert "--cross-layer" in drive("next_view")["status"]["message"]["text"]
+def test_the_options_of_the_first_page_have_their_effect(tiny_model):
+    drive = Driver(Options(layer_prob=True, cross_layer=True, seed=3), tiny_model("gpt2"))
+    assert drive.explorer.settings["features"]["show"] == "path through layers"
+    layers = drive.picture["candidates"]["layers"]
+    assert len(layers) == 30 and len(layers[0]) == drive.explorer.n_layers + 1
+    assert layers[0][-1] == pytest.approx(drive.picture["candidates"]["probabilities"][0], rel=1e-3)

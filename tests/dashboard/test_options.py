@@ -21,7 +21,7 @@ def test_all_options(tmp_path):
     options = parse_options(given)
     assert (options.prompt, options.model, options.dtype, options.seed) == ("Once upon\na time", "gpt2", "bfloat16", 3)
     assert options.config.display.tokens_to_show == 7
-    assert options.without_effect == ("--sae-config", "--cross-layer", "--layer-prob")
+    assert options.layer_prob and options.cross_layer and options.sae_config is not None
     assert parse_options([*given, "--model", "storyworld"]).model == "storyworld"
 
 

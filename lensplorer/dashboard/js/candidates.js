@@ -8,9 +8,12 @@ function makeCandidates(page) {
   const heading = make("h2", {}, "Next after ", after);
   const head = make("div", { class: "bar" }, heading, search, page.buttons("candidates"));
   const body = make("tbody");
-  const headings = make("tr", {}, ...[["", "rank"], ["token", ""], ["probability", "", 2], ["logit", "number"], ["z", "number z"]].map(
-    ([name, kind, span]) => make("th", { class: kind, colspan: span, scope: "col" }, name)));
-  const columns = make("colgroup", {}, ...["rank", "name", "share", "probability", "logit", "z"].map((name) => make("col", { class: name })));
+  const headings = make("tr", {}, ...[
+    ["", "rank", ""], ["token", "", ""], ["", "share", "p_base as a ghost behind p_final; with p, the candidate's way through the layers"],
+    ["p", "number", "Probability: the model's own, p_base"], ["p_final", "number final", "Probability that the next token is drawn with, under the decoding settings"],
+    ["logit", "number", "Logit"], ["z", "number z", "Logit in standard deviations from the vocabulary's mean"],
+  ].map(([name, kind, about]) => make("th", { class: kind, scope: "col", title: about }, name)));
+  const columns = make("colgroup", {}, ...["rank", "name", "share", "probability", "final", "logit", "z"].map((name) => make("col", { class: name })));
   const table = make("table", { class: "candidates" }, columns, make("thead", {}, headings), body);
   const scroll = make("div", { class: "scroll", tabindex: "-1" }, table);
   const note = make("div", { class: "note", role: "status", hidden: true });
@@ -25,6 +28,17 @@ function makeCandidates(page) {
     if (["Escape", "Enter"].includes(event.key)) search.blur(), event.stopPropagation();
     if (event.key === "ArrowDown") search.blur(), page.act("select_next"), event.preventDefault();
   });
+  // A candidate that is pointed at for a moment is what attributions are about, while the attribution is on the page.
+  let aiming = null;
+  body.addEventListener("pointerover", (event) => {
+    const index = event.target.closest("tr")?.dataset.index;
+    clearTimeout(aiming);
+    if (index != null && page.attributing()) aiming = setTimeout(() => page.act("aim", { token_id: page.candidates.ids[Number(index)] }), 220);
+  });
+  body.addEventListener("pointerleave", () => {
+    clearTimeout(aiming);
+    if (page.status.aim != null) page.act("aim", { token_id: null });
+  });
   body.addEventListener("click", (event) => {
     const row = event.target.closest("tr");
     if (!row) return;
@@ -36,11 +50,14 @@ function makeCandidates(page) {
   function row(index) {
     if (!rows[index]) {
       const fill = make("span", { class: "fill" });
+      const ghost = make("span", { class: "ghost" });
+      const path = svg("path", { fill: "none", "stroke-width": 1.5 });
+      const spark = svg("svg", { class: "spark", viewBox: "0 0 46 16", preserveAspectRatio: "none" }, path);
       const cells = {
-        rank: make("td", { class: "rank number" }), token: make("td", { class: "mono name" }), bar: make("td", { class: "track" }, fill),
-        probability: make("td", { class: "number" }), logit: make("td", { class: "number" }), z: make("td", { class: "number z" }),
+        rank: make("td", { class: "rank number" }), token: make("td", { class: "mono name" }), bar: make("td", { class: "track" }, make("span", { class: "gauge" }, ghost, fill), spark),
+        probability: make("td", { class: "number" }), final: make("td", { class: "number final" }), logit: make("td", { class: "number" }), z: make("td", { class: "number z" }),
       };
-      rows[index] = { tr: make("tr", { "data-index": index, title: "click to select, again to append" }, ...Object.values(cells)), fill, ...cells };
+      rows[index] = { tr: make("tr", { "data-index": index, title: "click to select, again to append" }, ...Object.values(cells)), fill, ghost, path, spark, ...cells };
       rows[index].text = make("span", {});
       cells.token.append(rows[index].text);
     }
@@ -53,13 +70,24 @@ function makeCandidates(page) {
     drawToken(after, part.after ?? "");
     const n = part.ids?.length ?? 0;
     root.classList.toggle("no-z", !part.z_scores);
+    root.classList.toggle("no-final", !part.p_final);
+    setText(headings.children[2], part.layers ? { probability: "layers", logit: "layers", correlation: "corr." }[part.layer_display] : "");
     const part2 = { quantity: "probability", low: 0, high: 1 };
     for (let i = 0; i < n; i++) {
-      const { tr, fill, rank, text, probability, logit, z } = row(i);
+      const { tr, fill, ghost, path, spark, bar, rank, text, probability, final, logit, z } = row(i);
       setText(rank, String(part.ranks[i]));
       drawToken(text, part.tokens[i]);
-      fill.style.width = `${(100 * part.probabilities[i]).toFixed(2)}%`;
-      fill.style.background = colourOf(page, part2, part.probabilities[i]).fill;
+      const drawn = part.p_final?.[i] ?? part.probabilities[i];
+      fill.style.width = `${(100 * drawn).toFixed(2)}%`;
+      fill.style.background = colourOf(page, part2, drawn).fill;
+      ghost.style.width = `${(100 * part.probabilities[i]).toFixed(2)}%`;
+      const layers = part.layers?.[i];
+      bar.classList.toggle("layered", Boolean(layers));
+      if (layers) drawSpark(path, layers, part);
+      const isCut = part.kept?.[i] === false;
+      setText(final, part.p_final ? (part.valid?.[i] === false ? "invalid" : isCut ? "cut" : formatProbability(part.p_final[i])) : "");
+      final.title = part.valid?.[i] === false ? "The constraint does not admit it here" : isCut ? "Cut by top-k, top-p or min-p" : "";
+      tr.classList.toggle("cut", isCut || part.valid?.[i] === false);
       setText(probability, formatProbability(part.probabilities[i]));
       setText(logit, part.logits[i].toFixed(2).replace("-", "−"));
       setText(z, part.z_scores ? part.z_scores[i].toFixed(2).replace("-", "−") : "");
@@ -77,6 +105,16 @@ function makeCandidates(page) {
     if (search.value !== part.search && root.getRootNode().activeElement !== search) search.value = part.search ?? "";
     marked = null;
     drawSelection();
+  }
+
+  /** A candidate's probability, logit or correlation from the embedding to the last layer. */
+  function drawSpark(path, values, part) {
+    const known = part.layers.flat().filter((value) => value != null);
+    const low = part.layer_display === "logit" ? Math.min(...known) : part.layer_display === "correlation" ? -1 : 0;
+    const high = part.layer_display === "logit" ? Math.max(...known) : 1;
+    path.setAttribute("d", values.map((value, layer) => `${layer ? "L" : "M"}${((45 * layer) / (values.length - 1)).toFixed(1)} ${(15 - (14 * ((value ?? low) - low)) / (high - low || 1)).toFixed(1)}`).join(""));
+    path.setAttribute("stroke", page.colours.text);
+    path.parentNode.setAttribute("aria-label", `${part.layer_display} by layer: ${values.map((value) => formatNumber(value)).join(", ")}`);
   }
 
   function drawSelection() {

@@ -13,7 +13,8 @@ function keyName(event) {
 
 function isTyping(event) {
   const target = event.composedPath()[0];
-  return target instanceof HTMLElement && (target.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(target.tagName));
+  if (!(target instanceof HTMLElement)) return false;
+  return target.isContentEditable || ["TEXTAREA", "SELECT"].includes(target.tagName) || (target.tagName === "INPUT" && !["checkbox", "radio"].includes(target.type));
 }
 
 /** Listen until the returned function is called. */
@@ -22,10 +23,11 @@ function listenForKeys(page) {
   const listener = (event) => {
     if (event.isComposing || event.metaKey || event.getModifierState?.("AltGraph") || isTyping(event)) return;
     const key = keyName(event);
-    if (key === " " && event.composedPath()[0].matches?.("button:focus-visible")) return; // the space bar presses a button reached by Tab
+    if (key === " " && event.composedPath()[0].matches?.("button:focus-visible, summary:focus-visible, input:focus-visible")) return; // the space bar presses what was reached by Tab
     const open = page.dialogs.find((dialog) => dialog.isOpen);
     if (open) {
-      if (key === "?" && open === page.help) open.close(), event.preventDefault();
+      if (key === "Escape") open.close(), event.preventDefault(), event.stopPropagation(); // also when the focus has gone astray
+      else if (key === "?" && open === page.help) open.close(), event.preventDefault();
       return;
     }
     const command = byKey.get(key);

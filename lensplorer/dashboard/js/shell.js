@@ -4,16 +4,20 @@
 // says counts. Until then its older word is not allowed to move them back.
 
 export function render({ model, el }) {
-  const { commands, scales, parts: first } = JSON.parse(model.setup);
+  const { commands, scales, themes, panels: panelTable, parts: first } = JSON.parse(model.setup);
   const page = {
-    commands, scales, ...first,
+    commands, scales, panelTable, ...first,
     theme: storedTheme() ?? first.status.theme,
     local: { cursor: null, selected: 0, sent: 0 },
-    act, buttons,
+    running: null,
+    act, buttons, download, say, hover, overlay,
+    listening: () => listening,
+    attributing: () => page.panels.isOpen("attribution") || page.status.view === "attribution",
+    at: () => Math.min(page.local.cursor ?? Infinity, (page.strip.tokens?.length ?? 0) - 1),
+    get colours() { return themes[page.theme]; },
   };
   const waiting = []; // commands given before the server could hear them
   let listening = false;
-  const byName = new Map(page.commands.map((command) => [command.name, command]));
 
   function buttons(place) {
     const group = make("div", { class: `buttons of-${place}`, role: "group" });
@@ -29,25 +33,26 @@ export function render({ model, el }) {
 
   const strip = makeStrip(page);
   const candidates = makeCandidates(page);
-  const lens = makeLens(page);
+  const panels = makePanels(page);
   const rail = makeRail(page);
   const status = makeStatus(page);
+  page.panels = panels;
   page.help = makeHelp(page);
   page.editor = makeEditor(page);
   page.chooser = makeModelDialog(page);
-  page.dialogs = [page.help, page.editor, page.chooser];
-  const panels = make("section", { class: "card panel" });
-  const title = make("h2", {});
-  const plot = make("div", { class: "plot" });
-  const plotNote = make("div", { class: "note" });
-  const badge = makeBadge();
-  panels.append(make("div", { class: "bar" }, title, badge.root), plot, plotNote);
-  for (const child of model.get_child("panels")) plot.append(child);
+  page.saeDialog = makeSaeDialog(page);
+  page.panelDialog = makePanelDialog(page);
+  page.chat = makeChatDialog(page);
+  page.opener = makeOpenDialog(page);
+  page.tour = makeTour(page);
+  page.dialogs = [page.help, page.editor, page.chooser, page.saeDialog, page.panelDialog, page.chat, page.opener, page.tour];
+  const lost = make("div", { class: "lost", role: "alert", hidden: true }, "The connection to the server is lost; it is being tried again. ",
+    make("button", { class: "small", onclick: () => location.reload() }, "Reload: what is here is resumed"));
   const shell = make("div", { class: "lensplorer" },
-    make("header", {}, make("h1", { class: "brand" }, "lensplorer"), status.chip, make("span", { class: "grow" }), buttons("header")),
+    make("header", {}, make("h1", { class: "brand" }, "lensplorer"), status.chip, status.saeChip, make("span", { class: "grow" }), buttons("header")),
     rail.root,
-    make("main", {}, strip.root, make("div", { class: "columns" }, candidates.root, make("div", { class: "panels" }, panels, lens.root))),
-    status.root, strip.tip, lens.tip, ...page.dialogs.map((dialog) => dialog.root));
+    make("main", {}, strip.root, make("div", { class: "columns" }, candidates.root, panels.region)),
+    status.root, lost, strip.tip, panels.tip, ...page.dialogs.map((dialog) => dialog.root));
   el.append(shell);
 
   // -- commands ------------------------------------------------------------------------------------------------------------------
@@ -57,6 +62,13 @@ export function render({ model, el }) {
     edit: () => page.editor.open(),
     find: () => candidates.search(),
     choose_model: () => page.chooser.open(),
+    choose_sae: () => page.saeDialog.open(),
+    choose_panels: () => page.panelDialog.open(),
+    chat: () => page.chat.open(),
+    open: () => page.opener.open(),
+    maximise: () => panels.maximise(),
+    toggle_rail: () => rail.toggle(),
+    tour: () => page.tour.start(),
     toggle_theme: () => setTheme(page.theme === "dark" ? "light" : "dark"),
   };
 
@@ -91,6 +103,21 @@ export function render({ model, el }) {
     status.draw();
   }
 
+  /** A position is pointed at somewhere: every figure over the token axis and the strip show it. */
+  function hover(position) {
+    if (page.hovered === position) return;
+    page.hovered = position;
+    panels.mark(position);
+    strip.point(position);
+  }
+
+  /** Other numbers on the strip for as long as something is pointed at; null puts the view's back. */
+  function overlay(part) {
+    if (!part && !page.overlaid) return;
+    page.overlaid = part;
+    strip.drawColours();
+  }
+
   // -- what the server says ------------------------------------------------------------------------------------------------------
 
   /** Draw the parts that have changed. */
@@ -99,23 +126,20 @@ export function render({ model, el }) {
       page.local.cursor = page.status.cursor;
       page.local.selected = page.candidates.selected ?? 0;
     }
-    if (parts.has("strip") || parts.has("status")) strip.draw();
+    if (["strip", "colouring", "status"].some((name) => parts.has(name))) strip.draw();
     if (parts.has("candidates") || parts.has("status")) candidates.draw();
-    if (parts.has("lens")) lens.draw();
-    if (parts.has("prompts")) rail.draw();
-    badge.draw(page.strip.badge);
-    drawToken(title, page.strip.title ?? page.strip.label ?? "Values of the tokens");
-    const empty = page.strip.empty === "no prompt" ? "A plot of the tokens' values appears here once there is a prompt: press i to write one."
-      : page.strip.empty ? "A plot of the tokens' values appears here once a model is loaded." : page.strip.error ?? (page.strip.quantity ? "" : "The plain prompt. Press e for the first view of it.");
-    setText(plotNote, empty);
-    plotNote.hidden = !empty;
-    plotNote.classList.toggle("failed", Boolean(page.strip.error));
-    plot.classList.toggle("away", Boolean(empty) || !page.strip.quantity);
+    if (parts.has("running")) panels.drawProgress();
+    if ([...parts].some((name) => name.startsWith("panel.") || name === "status")) panels.draw();
+    if (parts.has("prompts") || parts.has("settings")) rail.draw();
     for (const dialog of page.dialogs) dialog.draw?.();
     status.draw();
+    if (parts.has("status")) take(page.status.download);
     shell.dataset.acknowledged = page.status.acknowledged;
     shell.dataset.tokens = page.status.n;
     shell.dataset.ready = String(Boolean(listening && page.model.name));
+    shell.dataset.panels = [...shell.querySelectorAll(".panel")].every((panel) => panel.dataset.state) ? "drawn" : "waiting";
+    shell.classList.toggle("off", Boolean(page.strip.off));
+    if (listening && page.model.name) panels.tellShown(), page.tour.offer();
   }
 
   model.on("msg:custom", (text) => {
@@ -128,9 +152,52 @@ export function render({ model, el }) {
   function start() {
     if (listening || !model.ready) return;
     listening = true;
-    model.send_msg({ do: "hello" });
+    model.send_msg({ do: "hello", tab: tabKey() });
     for (const message of waiting.splice(0)) model.send_msg(message);
     act("set_theme", { theme: page.theme });
+    panels.tellShown();
+  }
+
+  // -- what leaves the page ------------------------------------------------------------------------------------------------------
+
+  let taken = null;
+  async function take(given) {
+    if (!given || given === taken || JSON.stringify(given) === taken) return;
+    taken = JSON.stringify(given);
+    if (given.data) {
+      const bytes = Uint8Array.from(atob(given.data), (letter) => letter.charCodeAt(0));
+      return download(new Blob([bytes], { type: given.type }), given.name);
+    }
+    const text = given.clipboard ?? location.origin + location.pathname + given.link;
+    shell.dataset.copied = text;
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      download(new Blob([text], { type: "text/plain" }), given.link ? "lensplorer-link.txt" : "lensplorer.py"); // no clipboard here: a file instead
+    }
+  }
+
+  function download(blob, name) {
+    const link = make("a", { href: URL.createObjectURL(blob), download: name });
+    shell.append(link);
+    link.click();
+    link.remove();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  }
+
+  function say(text, kind = "info") {
+    page.status = { ...page.status, message: { kind, text } };
+    status.draw();
+  }
+
+  // -- connection ----------------------------------------------------------------------------------------------------------------
+
+  for (const doc of window.Bokeh?.documents ?? []) {
+    doc.on_event("connection_lost", () => (lost.hidden = false));
+    doc.on_event("client_reconnected", () => {
+      lost.hidden = true;
+      model.send_msg({ do: "hello", tab: tabKey() });
+    });
   }
 
   // -- theme ---------------------------------------------------------------------------------------------------------------------
@@ -143,13 +210,13 @@ export function render({ model, el }) {
     shell.dataset.theme = document.documentElement.dataset.theme = theme;
     strip.draw();
     candidates.draw();
-    lens.draw();
+    panels.draw();
     act("set_theme", { theme });
   }
   shell.dataset.theme = document.documentElement.dataset.theme = page.theme;
 
-  const silence = listenForKeys(page);
-  model.on("remove", silence);
+  const silenceKeys = listenForKeys(page);
+  model.on("remove", silenceKeys);
   draw(new Set(Object.keys(first)));
   model.on("ready", start);
   start();
@@ -161,5 +228,18 @@ function storedTheme() {
     return ["dark", "light"].includes(theme) ? theme : null;
   } catch {
     return null; // a browser that keeps nothing
+  }
+}
+
+/** The key of this tab, under which the server keeps what it shows: it outlives a reload. */
+function tabKey() {
+  try {
+    const known = sessionStorage.getItem("lensplorer-tab");
+    if (/^[0-9a-f]{32}$/.test(known ?? "")) return known;
+    const fresh = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    sessionStorage.setItem("lensplorer-tab", fresh);
+    return fresh;
+  } catch {
+    return null;
   }
 }

@@ -21,12 +21,34 @@ function makeStrip(page) {
     const token = event.target.closest?.(".token");
     return token ? Number(token.dataset.position) : null;
   };
+  // A click puts the cursor; a drag selects tokens, whose sums the status line shows and which interventions take as their positions.
+  let start = null;
+  tokens.addEventListener("pointerdown", (event) => {
+    start = event.button === 0 ? positionOf(event) : null;
+    if (start != null) select(null);
+  });
+  tokens.addEventListener("pointermove", (event) => {
+    const position = positionOf(event);
+    if (start != null && event.buttons === 1 && position != null && (position !== start || page.selection)) select([Math.min(start, position), Math.max(start, position)]), event.preventDefault();
+  });
   tokens.addEventListener("click", (event) => {
     const position = positionOf(event);
-    if (position != null) page.act("put_cursor", { to: position });
+    if (position != null && !page.selection) page.act("put_cursor", { to: position });
   });
-  tokens.addEventListener("pointerover", (event) => showTip(positionOf(event)));
-  tokens.addEventListener("pointerleave", () => showTip(null));
+  tokens.addEventListener("dragstart", (event) => event.preventDefault());
+  tokens.addEventListener("pointerover", (event) => {
+    const position = positionOf(event);
+    showTip(position);
+    page.hover(position);
+    page.overlay(position == null ? null : page.panels.rowFor(position));
+  });
+  tokens.addEventListener("pointerleave", () => (showTip(null), page.hover(null), page.overlay(null)));
+
+  function select(range) {
+    page.selection = range;
+    nodes.forEach(({ token }, i) => token.classList.toggle("picked", Boolean(range) && i >= range[0] && i <= range[1]));
+    page.drawStatus?.();
+  }
 
   function drawTabs() {
     const views = page.status.views ?? [];
@@ -34,22 +56,25 @@ function makeStrip(page) {
     if (names !== shownViews) {
       shownViews = names;
       tabs.replaceChildren(...views.map((view, index) => make("button", {
-        role: "tab", "data-view": view.name, title: `${view.label} (${index + 1})`, onclick: () => page.act("go_to_view", { index }),
+        role: "tab", "data-view": view.name, title: `${view.label} (${index < 9 ? index + 1 : "e"})`, onclick: () => page.act("go_to_view", { index }),
       }, view.short)));
     }
-    for (const tab of tabs.children) tab.setAttribute("aria-selected", String(tab.dataset.view === page.strip.view));
+    for (const tab of tabs.children) tab.setAttribute("aria-selected", String(tab.dataset.view === page.status.view));
   }
 
+  /** The numbers on the tokens: the view's, or those of what is pointed at. */
+  const shown = () => page.overlaid ?? page.colouring ?? {};
+
   function drawLegend() {
-    const part = page.strip;
-    legend.hidden = !part.quantity || part.low == null;
-    if (legend.hidden) return;
+    const part = shown();
+    legend.classList.toggle("blank", !part.quantity || part.low == null);
+    if (!part.quantity || part.low == null) return;
     const scale = page.scales[part.quantity][page.theme].fill;
     ramp.style.background = `linear-gradient(to right, ${scale.filter((_, i) => i % 4 === 0).concat(scale.at(-1)).join()})`;
     setText(low, formatValue(part.low, part.unit === "probability" ? part.unit : ""));
     setText(high, formatValue(part.high, part.unit));
     setText(layer, part.by_layer ? `layer ${part.layer}` : "");
-    legend.title = part.title + (part.by_layer ? ". n and b change the layer." : "");
+    legend.title = (part.title ?? "") + (part.by_layer ? ". n and b change the layer." : "");
   }
 
   function node(position) {
@@ -68,17 +93,33 @@ function makeStrip(page) {
       const { token, wrap } = node(i);
       drawToken(token, texts[i]);
       if (token.dataset.id !== String(part.ids[i])) token.dataset.id = part.ids[i];
-      const colour = colourOf(page, part, part.values?.[i]);
-      const style = colour ? `background:${colour.fill};color:${colour.ink}` : "";
-      if (token.styled !== style) token.setAttribute("style", (token.styled = style));
       const classes = `token${special.has(i) ? " special" : ""}${i >= part.n_given ? " completion" : ""}${i === part.n_given && i > 0 ? " first" : ""}`;
-      if (token.classed !== classes) token.className = token.classed = classes;
+      if (token.classed !== classes) (token.className = token.classed = classes), page.selection && i >= page.selection[0] && i <= page.selection[1] && token.classList.add("picked");
       const breaks = texts[i].endsWith("⏎");
       if (breaks !== (wrap.childElementCount === 2)) breaks ? wrap.append(make("br")) : wrap.lastElementChild.remove();
       if (!wrap.parentNode) tokens.append(wrap);
     }
     for (const extra of nodes.splice(texts.length)) extra.wrap.remove();
     ringed = null;
+    drawColours();
+  }
+
+  function drawColours() {
+    const part = shown();
+    for (let i = 0; i < nodes.length; i++) {
+      const colour = page.strip.off ? null : colourOf(page, part, part.values?.[i]);
+      const style = colour ? `background:${colour.fill};color:${colour.ink}` : "";
+      const { token } = nodes[i];
+      if (token.styled !== style) token.setAttribute("style", (token.styled = style));
+    }
+    drawLegend();
+  }
+
+  /** A position is pointed at elsewhere. */
+  function point(position) {
+    tokens.querySelector(".pointed")?.classList.remove("pointed");
+    const token = position == null ? null : nodes[position]?.token;
+    if (token) token.classList.add("pointed"), (token.classed = null);
   }
 
   /** The ring on the cursor's token; without a cursor, a quiet mark on the last one, where the analyses look. */
@@ -106,13 +147,14 @@ function makeStrip(page) {
     const name = make("b", { class: "mono" });
     drawToken(name, part.tokens[position]);
     const rows = [["position", `${position} of ${part.tokens.length - 1}`], ["id", String(part.ids[position])]];
-    const own = part.values && part.scores.every((score) => score.label !== part.view);
-    if (own) rows.push([part.label.toLowerCase(), formatValue(part.values[position], part.unit)]);
+    const view = page.colouring ?? {};
+    const own = view.values && part.scores.every((score) => score.label !== view.view);
+    if (own) rows.push([view.label.toLowerCase(), formatValue(view.values[position], view.unit)]);
     for (const score of part.scores) rows.push([score.label, formatValue(score.values[position], score.unit)]);
-    const missing = part.scores[0].values[position] == null;
+    const missing = part.scores.length && part.scores[0].values[position] == null;
     tip.replaceChildren(
       name,
-      make("table", {}, ...rows.map(([label, value]) => make("tr", label === part.view || (own && label === part.label.toLowerCase()) ? { class: "main" } : {}, make("th", {}, label), make("td", { class: "number" }, value)))),
+      make("table", {}, ...rows.map(([label, value]) => make("tr", label === view.view || (own && label === view.label.toLowerCase()) ? { class: "main" } : {}, make("th", {}, label), make("td", { class: "number" }, value)))),
       missing ? make("p", {}, "No prediction stands before the first token.") : "",
     );
     const box = token.getBoundingClientRect();
@@ -123,18 +165,19 @@ function makeStrip(page) {
   }
 
   function draw() {
+    tokens.classList.toggle("stale", Boolean(page.colouring?.view && page.colouring.view !== page.status.view));
     drawTabs();
-    drawLegend();
     drawTokens();
     drawCursor();
     const { error, loading } = page.model;
     const empty = { "no prompt": "The prompt is empty: press i to write or paste one.", "no model": error ? `${error} Press m to name another model.` : `Loading ${loading} …` }[page.strip.empty];
-    const failed = page.strip.error ?? (page.strip.empty === "no model" ? error : "");
-    setText(note, page.strip.error ?? empty ?? "");
+    const failed = page.strip.error ?? page.colouring?.error ?? (page.strip.empty === "no model" ? error : "");
+    const refused = page.strip.error ?? page.colouring?.error ?? (page.strip.off ? "The model is off: edit freely, press o to switch it on again." : null);
+    setText(note, refused ?? empty ?? "");
     note.hidden = !note.textContent;
     note.classList.toggle("failed", Boolean(failed));
     tokens.hidden = Boolean(page.strip.empty);
     if (hovered != null) showTip(hovered);
   }
-  return { root, tip, tokens, draw, drawCursor };
+  return { root, tip, tokens, draw, drawCursor, drawColours, point };
 }

@@ -1,0 +1,175 @@
+"""Where the heads look: by layer, one head's whole pattern, all heads at one position, their statistics, rollout and clusters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lensplorer.analyses.attention import attention_by_layer, attention_patterns, attention_rollout, head_statistics
+from lensplorer.analyses.heads import head_clusters, head_scores
+from lensplorer.dashboard.asking import Here, call
+from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, badge, columns, heat
+
+if TYPE_CHECKING:
+    from lensplorer.dashboard.explorer import Explorer
+
+HERE = Here()
+_SCORES = ("previous_token", "duplicate_token", "induction")
+_STATISTICS = ("variance", "entropy", "sink_share")
+
+
+def _build(explorer: Explorer, settings: Settings) -> Picture:
+    return {
+        "by layer": _by_layer,
+        "one head": _one_head,
+        "all heads": _all_heads,
+        "statistics": _statistics,
+        "scores": _scores,
+        "rollout": _rollout,
+        "clusters": _clusters,
+    }[settings["show"]](explorer, settings)
+
+
+def _attention(values: np.ndarray, rows: list[str], explorer: Explorer, **more: object) -> dict[str, object]:
+    high = max(float(np.nanmax(values)), 1e-6)
+    return heat(
+        values,
+        rows=rows,
+        columns=explorer.shown_tokens()[: values.shape[1]],
+        low=0.0,
+        high=high,
+        quantity="attention",
+        unit="",
+        column="position",
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _rows_badge(weights: np.ndarray) -> dict[str, str]:
+    """How far the rows are from summing to 1."""
+    return badge(
+        "Σ", float(np.abs(weights.sum(-1) - 1).max()), good=1e-4, near=1e-2, about="Each row of a pattern sums to 1: by how much the worst misses."
+    )
+
+
+def _by_layer(explorer: Explorer, settings: Settings) -> Picture:
+    weights = explorer(attention_by_layer, position=explorer.position).weight.values
+    rows = [f"block {layer}" for layer in range(len(weights))]
+    figure = _attention(weights[::-1], rows[::-1], explorer, row="block", mark=explorer.position)
+    title = f"Attention from {explorer.shown_token(explorer.ids[explorer.position])}, mean over heads"
+    return {"figures": [figure], "title": title, "badge": _rows_badge(weights)}
+
+
+def _one_head(explorer: Explorer, settings: Settings) -> Picture:
+    layer, head = _head(explorer, settings)
+    weights = explorer(attention_patterns).weight.values[layer, head]
+    figure = _attention(weights, explorer.shown_tokens(), explorer, row="query", mark=explorer.position, mark_row=explorer.position)
+    return {"figures": [figure], "title": f"Attention pattern of head {layer}.{head}", "badge": _rows_badge(weights)}
+
+
+def _all_heads(explorer: Explorer, settings: Settings) -> Picture:
+    weights = explorer(attention_patterns).weight.values[:, :, explorer.position]
+    n_layers, n_heads, n = weights.shape
+    flat = weights.reshape(-1, n)[:, : explorer.position + 1]
+    rows = [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
+    figure = _attention(flat, rows, explorer, row="head", mark=explorer.position)
+    return {"figures": [figure], "title": f"What every head reads at position {explorer.position}", "badge": _rows_badge(flat)}
+
+
+def _grid(values: np.ndarray, quantity: str, unit: str) -> dict[str, object]:
+    return heat(
+        values,
+        rows=[f"block {layer}" for layer in range(len(values))],
+        columns=[f"head {head}" for head in range(values.shape[1])],
+        low=0.0,
+        high=max(float(np.nanmax(values)), 1e-6),
+        quantity=quantity,
+        unit=unit,
+        row="block",
+        column="head",
+        pick={"panel": "attention", "show": "one head"},
+    )
+
+
+def _statistics(explorer: Explorer, settings: Settings) -> Picture:
+    name = settings["statistic"]
+    values = explorer(head_statistics)[name].values
+    figure = _grid(values, "entropy" if name == "entropy" else "attention", "nats" if name == "entropy" else "")
+    return {"figures": [figure], "title": f"Attention per head: {name.replace('_', ' ')}"}
+
+
+def _scores(explorer: Explorer, settings: Settings) -> Picture:
+    name = settings["score"]
+    values = explorer(head_scores)[name].values
+    return {
+        "figures": [_grid(values, "attention", "")],
+        "title": f"{name.replace('_', ' ').capitalize()} score of each head, on repeated random tokens",
+    }
+
+
+def _rollout(explorer: Explorer, settings: Settings) -> Picture:
+    values = explorer(attention_rollout).weight.values
+    figure = _attention(values, explorer.shown_tokens(), explorer, row="query", mark=explorer.position, mark_row=explorer.position)
+    return {"figures": [figure], "title": "Attention rollout: attention followed back through the layers", "badge": _rows_badge(values)}
+
+
+def _clusters(explorer: Explorer, settings: Settings) -> Picture:
+    result = explorer(head_clusters, n_clusters=int(settings["clusters"]), position=explorer.position)
+    points = [
+        {"x": float(x), "y": float(y), "category": int(cluster), "label": f"head {int(layer)}.{int(head)}, cluster {int(cluster)}"}
+        for x, y, cluster, layer, head in zip(result.x.values, result.y.values, result.cluster.values, result["layer"].values, result["head"].values)
+    ]
+    means = result.mean_pattern.values
+    high = max(float(means.max()), 1e-6)
+    tokens = explorer.shown_tokens()
+    patterns = [
+        columns(
+            row[: len(tokens)],
+            tokens[: len(row)],
+            low=0.0,
+            high=high,
+            quantity="attention",
+            unit="",
+            top=high,
+            bottom=0.0,
+            label=f"cluster {i}",
+            height=88,
+        )
+        for i, row in enumerate(means)
+    ]
+    title = f"Heads that read alike at position {explorer.position} ({result.attrs['projection']}, k-means)"
+    return {"figures": [{"kind": "scatter", "points": points}, *patterns], "title": title}
+
+
+def _head(explorer: Explorer, settings: Settings) -> tuple[int, int]:
+    model = explorer.need_session().model
+    return min(int(settings["layer"]), explorer.n_layers - 1), min(int(settings["head"]), int(model.cfg.n_heads) - 1)
+
+
+def _only(*shown: str):  # type: ignore[no-untyped-def]
+    return lambda settings: settings["show"] in shown
+
+
+def _seconds(explorer: Explorer, settings: Settings) -> float:
+    if settings["show"] == "scores":
+        return 0.0 if explorer.has_answer(call(head_scores, HERE)) else 400 / max(1, len(explorer.ids)) * explorer.forward_seconds
+    return 12.0 if settings["show"] == "clusters" and not explorer.is_imported("umap") else 0.0
+
+
+ATTENTION = Panel(
+    name="attention",
+    title="Attention",
+    about="Where the heads look: by layer, one head, all heads, statistics, scores, rollout, clusters.",
+    build=_build,
+    controls=(
+        Control("show", "show", "by layer", ("by layer", "one head", "all heads", "statistics", "scores", "rollout", "clusters")),
+        Control("layer", "block", 0, low=0, high=999, when=_only("one head")),
+        Control("head", "head", 0, low=0, high=999, when=_only("one head")),
+        Control("statistic", "of", "entropy", _STATISTICS, when=_only("statistics")),
+        Control("score", "of", "induction", _SCORES, when=_only("scores")),
+        Control("clusters", "clusters", 5, low=1, high=8, when=_only("clusters")),
+    ),
+    reads=(("attention", "attention_patterns"),),
+    seconds=_seconds,
+)

@@ -1,0 +1,162 @@
+"""What a prediction rests on: one or two attribution methods over the tokens, and the matrix of a whole generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lensplorer.analyses.attribution import GRADIENT_METHODS, METHODS, UNSIGNED, attribute, attribution_matrix
+from lensplorer.analyses.faithfulness import attribution_agreement
+from lensplorer.analyses.question import OBJECTIVES
+from lensplorer.dashboard.asking import Call, Here, call
+from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, columns, completeness_badge, heat, symmetric
+from lensplorer.tokens import visible
+
+if TYPE_CHECKING:
+    from lensplorer.dashboard.explorer import Explorer
+
+_ABOUT = "Σ attributions = F(input) − F(baseline): how far the sum misses, relative; good within 1 %."
+_NONE = "no second method"
+#: Passes of the model, forward and backward counted as three, that a method takes on a prompt of n tokens.
+_PASSES: dict[str, Callable[[float], float]] = {
+    "saliency": lambda n: 3.0,
+    "input_x_gradient": lambda n: 3.0,
+    "input_x_gradient_norm": lambda n: 3.0,
+    "integrated_gradients": lambda n: 3.0 * 40,
+    "occlusion": lambda n: n,
+    "attention": lambda n: 0.0,
+    "rollout": lambda n: 0.0,
+    "gradient_shap": lambda n: 3.0 * 64,
+    "deeplift": lambda n: 6.0,
+    "lime": lambda n: 8.0 * n,
+    "kernel_shap": lambda n: 8.0 * n,
+    "feature_ablation": lambda n: n,
+}
+
+
+def words(method: str) -> str:
+    return method.replace("_", " ")
+
+
+_LABELS = {words(method): method for method in METHODS}
+
+
+def _question(explorer: Explorer, settings: Settings, method: str) -> Call:
+    options = {"versus": settings["versus"] or None, "method": method, "objective": settings["of"], "position": explorer.position}
+    return call(attribute, Here(gradients=method in GRADIENT_METHODS), explorer.aim, **options)
+
+
+def _figure(explorer: Explorer, result: Any, method: str) -> dict[str, Any]:
+    values = result.attribution.values.astype(float)
+    values[explorer.position + 1 :] = np.nan
+    bound = symmetric(values)
+    signed = method not in UNSIGNED
+    return columns(
+        values,
+        explorer.shown_tokens(),
+        low=-bound if signed else 0.0,
+        high=bound,
+        quantity="signed" if signed else "attention",
+        unit=str(result.attribution.attrs.get("units", "")).replace("1", ""),
+        label=words(method),
+        overlay=True,
+    )
+
+
+def _build(explorer: Explorer, settings: Settings) -> Picture:
+    methods = [_LABELS[settings["method"]]]
+    if settings["second"] != _NONE:
+        methods.append(_LABELS[settings["second"]])
+    questions = [_question(explorer, settings, method) for method in methods]
+    results = [explorer.ask(question) for question in questions]
+    target = explorer.shown_token(explorer.aim)
+    against = f" − {visible(settings['versus'])}" if settings["versus"] else ""
+    picture: Picture = {
+        "figures": [_figure(explorer, result, method) for result, method in zip(results, methods)],
+        "title": f"Attribution ({', '.join(map(words, methods))}) of {target}{against}",
+        "badge": next((found for found in (completeness_badge(each, _ABOUT, good=0.01, near=0.05) for each in results) if found), None),
+    }
+    if len(results) == 2 and methods[0] != methods[1]:
+        agreement = explorer(attribution_agreement, tuple(questions))
+        picture["note"] = f"Rank correlation of the two: {float(agreement.rank_correlation.values[0, 1]):.2f}."
+    return picture
+
+
+def _seconds(explorer: Explorer, settings: Settings) -> float:
+    chosen = [settings["method"]] + ([settings["second"]] if settings["second"] != _NONE else [])
+    return sum(_PASSES[_LABELS[method]](len(explorer.ids)) for method in chosen) * explorer.forward_seconds
+
+
+ATTRIBUTION = Panel(
+    name="attribution",
+    title="Attribution",
+    span=12,
+    about="What the selected candidate, or the one pointed at, rests on: a score per token.",
+    build=_build,
+    controls=(
+        Control("method", "method", "integrated gradients", tuple(_LABELS)),
+        Control("second", "beside", _NONE, (_NONE, *_LABELS), about="A second method, side by side"),
+        Control("of", "of", "logit", tuple(OBJECTIVES)),
+        Control("versus", "against", "", about="Explain the difference to this token: exactly one, with its leading space"),
+    ),
+    seconds=_seconds,
+)
+
+
+def _matrix(explorer: Explorer, settings: Settings) -> Picture:
+    session = explorer.need_session()
+    start = max(1, session.state.prompt.n_given)
+    if start >= len(session.ids):
+        return {"figures": [], "note": "Append tokens (→ or space): each generated token becomes a row here."}
+    method = _LABELS[settings["method"]]
+    result = explorer.ask(call(attribution_matrix, Here(gradients=method in GRADIENT_METHODS), start, method=method))
+    values = result.attribution.values.astype(float)
+    tokens = explorer.shown_tokens()
+    keep = [s for s in range(values.shape[1]) if not (settings["no_special"] and session.ids[s] in explorer.special_ids())]
+    shown = values[:, keep]
+    bound = symmetric(shown)
+    shown = np.where(np.abs(shown) >= settings["least"] / 100 * bound, shown, np.nan)
+    signed = method not in UNSIGNED
+    figure = heat(
+        shown,
+        rows=[f"{tokens[int(t)]}" for t in result.generated.values],
+        columns=[tokens[s] for s in keep],
+        low=-bound if signed else 0.0,
+        high=bound,
+        quantity="signed" if signed else "attention",
+        unit="logits" if signed else "",
+        row="generated",
+        column="position",
+        positions=keep,
+        row_positions=[int(t) for t in result.generated.values],
+        overlay=True,
+    )
+    return {
+        "figures": [figure],
+        "title": f"Attribution ({words(method)}) of each generated token",
+        "badge": completeness_badge(result, _ABOUT, good=0.01, near=0.05),
+        "note": "Point at a row, or at a generated token above: the text takes its colours.",
+    }
+
+
+def _matrix_seconds(explorer: Explorer, settings: Settings) -> float:
+    n = len(explorer.ids)
+    rows = max(0, n - max(1, explorer.need_session().state.prompt.n_given))
+    return _PASSES[_LABELS[settings["method"]]](n) * rows * explorer.forward_seconds
+
+
+MATRIX = Panel(
+    name="matrix",
+    title="Attribution of the whole generation",
+    about="How much each token speaks for each generated token.",
+    build=_matrix,
+    controls=(
+        Control("method", "method", "input x gradient", tuple(_LABELS)),
+        Control("least", "at least, %", 0, low=0, high=100, about="Leave out what is weaker than this share of the strongest"),
+        Control("no_special", "no special tokens", True, about="Leave out the columns of special tokens"),
+    ),
+    is_open=False,
+    seconds=_matrix_seconds,
+)
