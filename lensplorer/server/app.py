@@ -72,6 +72,8 @@ class Server:
 
     def __init__(self, settings: ServerSettings, store: ModelStore, model: LensModel | None) -> None:
         self.settings, self.store = settings, store
+        if model is not None:
+            store.keep(model)
         self.models = ModelService(store, model)
         self.saes = SAEs(settings)
         self.queue = RunQueue(settings.queue_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 from pathlib import Path
@@ -64,7 +63,6 @@ def serve(settings: ServerSettings, options: Options | None) -> None:
         ModelError: as ``load_model``.
         ConfigError: the address or port cannot be served on.
     """
-    os.environ.setdefault("BOKEH_RESOURCES", "server")
     typer.echo("Loading the model …", err=True)
     import uvicorn
 
@@ -87,7 +85,7 @@ def serve(settings: ServerSettings, options: Options | None) -> None:
         root = f"http://{host}:{listening.getsockname()[1]}"
         typer.echo(f"{root}/docs" if options is None else f"{root}{PATH}\n{root}/docs")
         sys.stdout.flush()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=75))
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
 

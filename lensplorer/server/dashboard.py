@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from typing import Any
 
@@ -27,6 +28,7 @@ def add_dashboard(app: FastAPI, settings: ServerSettings, options: Options) -> N
     A page loads models through the API's store: what may not be loaded over HTTP may not be loaded from a page, and both run the same model
     under the same lock. Sessions are signed, since the query of a page (``?model=…``) comes back from the browser in its token.
     """
+    os.environ.setdefault("BOKEH_RESOURCES", "server")  # from here, not from a network
     import panel_material_ui  # noqa: F401  before panel's FastAPI: its resources are registered then
     from panel.io.fastapi import add_applications
 

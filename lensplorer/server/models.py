@@ -75,6 +75,11 @@ class ModelStore:
                 model = self._loaded[name] = self._load(name, dtype=self.settings.dtype)
             return model
 
+    def keep(self, model: LensModel) -> None:
+        """Give ``model`` to whoever asks for the one the server was started with."""
+        with self._lock:
+            self._loaded[self.settings.model or default_model_name()] = model
+
 
 class Served:
     """A model that answers, with the tokens it has been run over so far.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from pathlib import Path
 
 import pytest
 
 from lensplorer.analyses.base import REGISTRY
+from lensplorer.server.settings import ServerSettings
+
+MANUAL = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
@@ -37,3 +42,17 @@ def test_a_page_of_ones_own_is_served_at_the_root(serving, tmp_path):
     page.write_text("<p>the page of the next-token visualization", encoding="utf-8")
     client = serving(page=page)
     assert client.get("/").text == page.read_text(encoding="utf-8") and client.get("/").headers["content-type"].startswith("text/html")
+
+
+def test_the_manual_names_what_there_is(client):
+    from lensplorer.server.command import serve_options
+
+    options = {f"--{name.replace('_', '-')}" for name in inspect.signature(serve_options).parameters} | {"--no-dashboard"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", MANUAL)) - {"--bf", "--clients", "--seconds"} <= options
+    paths = client.get("/openapi.json").json()["paths"]
+    for method, path in re.findall(r"`(GET|POST) (/api/[a-z/]+)(?:/NAME)?`", MANUAL):
+        assert method.lower() in paths.get(path.rstrip("/"), {}) or path == "/api/analyses/", path
+    defaults = ServerSettings()
+    for said in ("(16)", "(200)", "1,024", "2,000,000", "1 MiB"):
+        assert said in MANUAL
+    assert (defaults.queue_size, defaults.max_top_k, defaults.max_tokens, defaults.max_values, defaults.max_body) == (16, 200, 1024, 2_000_000, 2**20)

@@ -140,6 +140,11 @@ def test_a_model_nobody_holds_is_let_go(tiny_folder):
     assert gone() is None
 
 
+def test_the_dashboard_gets_the_model_of_the_api(client, storyworld):
+    server = client.app.state.server
+    assert server.store.get() is server.store.get("storyworld") is server.models.served.model is storyworld
+
+
 def test_the_tree_of_tokens_is_begun_anew(monkeypatch, storyworld):
     from lensplorer.server import models
 
