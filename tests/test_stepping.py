@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,13 @@ from lensplorer.trace import Hook, Trace, run_trace
 from tests import tiny
 
 TOLERANCE = 1e-5
+FLOAT64_TOLERANCE = 1e-12
 LONG = [(7 * i) % 300 + 4 for i in range(40)]
 
 _fast = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None, derandomize=True, phases=[Phase.generate])
 
 
-def assert_same(stepped: Trace, fresh: Trace) -> None:
+def assert_same(stepped: Trace, fresh: Trace, tolerance: float = TOLERANCE) -> None:
     """Every activation and the logits, relative to their largest value where that is above one (tiny random models reach hundreds)."""
     assert stepped.tokens.tolist() == fresh.tokens.tolist()
     assert stepped.token_texts == fresh.token_texts
@@ -35,7 +37,7 @@ def assert_same(stepped: Trace, fresh: Trace) -> None:
         assert torch.equal(torch.isfinite(a), finite), name
         a, b = a[finite].double(), b[finite].double()
         worst = float((a - b).abs().max() / b.abs().max().clamp_min(1)) if len(a) else 0.0
-        assert worst <= TOLERANCE, (name, worst)
+        assert worst <= tolerance, (name, worst)
 
 
 class Walk:
@@ -101,6 +103,24 @@ def test_random_walk(architecture: str, tiny_model: Callable[..., Any]) -> None:
         if taken.ids:
             assert_same(taken.tree.trace(taken.node), run_trace(model, taken.ids))
             assert torch.equal(taken.tree.logits(taken.node), taken.tree.trace(taken.node).logits[-1])
+
+    walk()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "neox"])
+def test_random_walk_in_float64(architecture: str, tiny_model: Callable[..., Any]) -> None:
+    """Rounding aside, the stepped trace is the fresh one: nothing hides below the tolerance of float32."""
+    model = tiny_model(architecture, dtype="float64", backend="hooked")
+
+    @settings(_fast, max_examples=8)
+    @given(steps)
+    def walk(actions: list[tuple[str, int, list[int]]]) -> None:
+        taken = Walk(TokenTree(model))
+        taken.do("chunk", 0, LONG[:11])
+        for action in actions:
+            taken.do(*action)
+        if taken.ids:
+            assert_same(taken.tree.trace(taken.node), run_trace(model, taken.ids), FLOAT64_TOLERANCE)
 
     walk()
 
@@ -283,6 +303,28 @@ def test_bytes_are_bounded_and_dropped_branches_come_back(tiny_model: Callable[.
     assert_same(tree.trace(after), run_trace(model, tree.path(after)))
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
+def test_bytes_counted_are_bytes_held(architecture: str, tiny_model: Callable[..., Any]) -> None:
+    """Counted anew from all tensors that came into being with the tree, whoever holds them."""
+
+    def held() -> dict[int, int]:
+        gc.collect()
+        storages = [thing.untyped_storage() for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+        return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+    model = tiny_model(architecture)
+    run_trace(model, LONG[:3])
+    before = held()
+    tree = TokenTree(model)
+    stem = tree.extend(tree.root, LONG[:20])
+    for token_id in (5, 6, 7):
+        node = tree.extend(tree.extend(stem, token_id), LONG[:10])
+        for _ in range(3):
+            node = tree.extend(node, 9)
+    added = sum(n_bytes for address, n_bytes in held().items() if address not in before)
+    assert 0.9 * added <= tree.n_bytes <= 1.1 * added
+
+
 def test_oldest_untouched_goes_first(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("gpt2")
     tree = TokenTree(model)
@@ -364,4 +406,4 @@ def test_model_is_left_without_hooks(tiny_model: Callable[..., Any]) -> None:
     assert model_info(model).backend == "hooked"
     tree = TokenTree(model)
     tree.trace(tree.extend(tree.root, LONG[:3]))
-    assert not any(point._forward_hooks or "forward" in point.__dict__ for point in model.hook_dict.values())
+    assert not any(module._forward_hooks or "forward" in module.__dict__ for module in model.modules())

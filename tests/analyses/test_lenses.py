@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lensplorer.analyses import lenses as module
+from lensplorer.analyses import unembedding as unembedding_module
 from lensplorer.analyses.lenses import contrast, logit_lens
 from lensplorer.analyses.residual import residual_rows
 from lensplorer.analyses.unembedding import Unembedding, read_norm, unembed
@@ -295,3 +296,22 @@ def test_logits_of_the_full_grid_would_not_fit():
     grid.__post_init__()
     held = [value for value in vars(grid).values() if isinstance(value, torch.Tensor)]
     assert sum(value.numel() * value.element_size() for value in held) < 2**27  # 128 MiB
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_few_rows_and_many_are_the_same_product(dtype, tiny_model, monkeypatch):
+    """Some rows go through another library, in blocks of the vocabulary; with a bias, which GPT-2 does not have."""
+    unembedding = Unembedding(tiny_model("gpt2", dtype=dtype))
+    unembedding.bias = torch.linspace(-1, 1, unembedding.d_vocab).to(unembedding.weight.dtype)
+    monkeypatch.setattr(unembedding_module, "_BLOCK", 100 * len(unembedding.weight))  # blocks of 100 of 320
+    rows = torch.randn(unembedding_module._FEW_ROWS + 1, len(unembedding.weight), generator=torch.Generator().manual_seed(0))
+    normed = unembedding.normed(rows).double()
+    expected = normed @ unembedding.weight.double() + unembedding.bias.double()
+    tolerance = 1e-12 if dtype == "float64" else 1e-5
+    for n in (1, 13, len(rows) - 1, len(rows)):
+        assert unembedding._few(n) == (dtype != "float64" and n < len(rows) and torch.backends.mkldnn.is_available())
+        padded = torch.full((n, unembedding.d_vocab + 7), torch.nan)
+        for out in (None, padded.to(unembedding.dtype)[:, : unembedding.d_vocab]):
+            found = unembedding.logits(rows[:n], out=out)
+            assert found.dtype == unembedding.dtype
+            assert float((found.double() - expected[:n]).abs().max() / expected.abs().max()) <= tolerance
