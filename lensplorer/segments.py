@@ -11,14 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from lensplorer.errors import TraceError
+from lensplorer.models import LensModel
+from lensplorer.trace import Trace
 
 #: The logits' place among the activations: no hook has this name.
 LOGITS = "logits"
+
+#: Stretches with the absolute positions taken of each, in order.
+Pieces: TypeAlias = "list[tuple[Stretch, int, int]]"
 
 
 def is_attention(name: str) -> bool:
@@ -240,3 +245,31 @@ def join(pieces: Sequence[tuple[Stretch, int, int]], name: str, *, head_first: b
         return joined
     value = parts[0] if len(parts) == 1 else torch.cat(parts)
     return value.movedim(0, position_axis(name, value, head_first=head_first))
+
+
+class SteppedTrace(Trace):
+    """A ``Trace`` whose logits, like its activations, are put together when they are first used."""
+
+    _logits: torch.Tensor | Pieces
+
+    def __init__(
+        self,
+        model: LensModel,
+        tokens: torch.Tensor,
+        token_texts: list[str],
+        logits: torch.Tensor | Pieces,
+        cache: Any,
+        interventions: tuple[Any, ...] = (),
+        embeddings: torch.Tensor | None = None,
+    ) -> None:
+        values = dict(model=model, tokens=tokens, token_texts=token_texts, cache=cache, interventions=interventions, embeddings=embeddings)
+        for name, value in {**values, "_logits": logits}.items():
+            object.__setattr__(self, name, value)  # as the frozen dataclass itself does
+
+    @property
+    def logits(self) -> torch.Tensor:
+        logits = self._logits
+        if not isinstance(logits, torch.Tensor):
+            logits = join(logits, LOGITS, head_first=False)
+            object.__setattr__(self, "_logits", logits)
+        return logits

@@ -5,17 +5,19 @@ In a causal model nothing before a new token changes, so appending one costs one
 over the new tokens alone; popping and jumping choose another node; two continuations of a node share all that precedes them; editing a
 token in the middle keeps what precedes it. ``trace`` gives the ``Trace`` that one run over the whole path would give.
 
-Memory is ``bytes_per_token(model, reads=...)``. For 12 layers of width 768 and a vocabulary of 50,257 with every activation that is 0.95 MB a
-token, and attention adds 576 bytes for each source: 1.5 GB for 1,000 tokens run at once. With only the residual stream read it is 0.31 MB a
-token, most of it logits. The path in use has its keys and values twice (0.07 MB a token). While a chunk runs, its activations exist twice.
+Memory is ``bytes_per_token(model, reads=...)``, with ``max_bytes`` the most that a tree keeps. For 12 layers of width 768 and a vocabulary of
+50,257 with every activation that is 0.88 MB a token, and attention adds 576 bytes for each source: 0.95 MB a token for 128 tokens run at once,
+1.45 MB for 1,000. With only the residual stream read it is 0.31 MB a token, most of it logits. The path in use has its keys and values twice
+(0.07 MB a token, counted), and room for the tokens to come is counted as it is allocated.
+
+Not counted: while a chunk runs, its activations exist twice; and a trace of a path that was run in several pieces has a copy of each
+activation used, for as long as the trace lives. The tree holds no traces.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
 
 import torch
 
@@ -23,96 +25,12 @@ from lensplorer.errors import PromptError
 from lensplorer.kvcache import WorkingCache
 from lensplorer.locks import model_lock
 from lensplorer.models import LensModel, model_info
-from lensplorer.segments import LOGITS, Layout, PathActivations, Stretch, is_attention, join, new_positions
+from lensplorer.nodes import Node, Results, Segment, has_room, segments_to
+from lensplorer.segments import LOGITS, Layout, PathActivations, Pieces, SteppedTrace, Stretch, is_attention, new_positions
 from lensplorer.tokens import token_texts
 from lensplorer.trace import Intervention, Reads, Run, Trace, resolve_reads, run_model
 
 _FIRST_ROOM, _MOST_ROOM = 8, 64  # positions allocated when a branch starts, and at most at a time
-
-#: Stretches with the absolute positions taken of each, in order.
-_Pieces: TypeAlias = list[tuple[Stretch, int, int]]
-
-
-class _Segment:
-    """A run of nodes without branches between them, which share a stretch; the stretch is None when it was dropped."""
-
-    def __init__(self, parent: Node, stretch: Stretch) -> None:
-        self.parent = parent
-        self.start = len(parent)
-        self.capacity = stretch.capacity
-        self.stretch: Stretch | None = stretch
-        self.nodes: list[Node] = []
-        self.touched = 0
-        self.result_bytes = 0
-
-    @property
-    def n_bytes(self) -> int:
-        return (self.stretch.n_bytes if self.stretch is not None else 0) + self.result_bytes
-
-
-class Results(MutableMapping[Any, Any]):
-    """Results already computed at one node, under whatever key their maker chose; they count in the tree's bytes and go with the node."""
-
-    def __init__(self, changed: Callable[[int], None]) -> None:
-        self._values: dict[Any, Any] = {}
-        self._changed = changed
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._values[key]
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        added = _size(value) - (_size(self._values[key]) if key in self._values else 0)
-        self._values[key] = value
-        self._changed(added)
-
-    def __delitem__(self, key: Any) -> None:
-        self._changed(-_size(self._values.pop(key)))
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-
-def _size(value: Any) -> int:
-    """Bytes of a tensor, an array, a dataset, or an object by itself."""
-    size = getattr(value, "nbytes", None)
-    return int(size) if isinstance(size, int) else sys.getsizeof(value)
-
-
-class Node:
-    """A token in its context. ``len(node)`` is how many tokens lead to it, itself included; the root has none.
-
-    Attributes:
-        tree: the tree it belongs to.
-        parent: the node before it; None for the root.
-        token_id: its token; None for the root.
-        children: token id → node, in the order in which they were first run.
-        results: results computed at this position, kept until memory is short.
-    """
-
-    __slots__ = ("_depth", "_segment", "children", "parent", "results", "token_id", "tree")
-
-    def __init__(self, tree: TokenTree, parent: Node | None, token_id: int | None, segment: _Segment | None) -> None:
-        self.tree, self.parent, self.token_id, self._segment = tree, parent, token_id, segment
-        self._depth: int = 0 if parent is None else len(parent) + 1
-        self.children: dict[int, Node] = {}
-        self.results = Results(self._results_changed)
-
-    def __len__(self) -> int:
-        return self._depth
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __repr__(self) -> str:
-        return "Node(root)" if self.parent is None else f"Node({self.token_id}, depth {self._depth}, {len(self.children)} children)"
-
-    def _results_changed(self, added: int) -> None:
-        if self._segment is not None:
-            self._segment.result_bytes += added
-            self.tree._trim(self)
 
 
 class TokenTree:
@@ -149,9 +67,9 @@ class TokenTree:
         self.n_runs = 0
         self._info = model_info(model)
         self._head_first = self._info.backend == "bridge"
-        self._segments: list[_Segment] = []
+        self._segments: list[Segment] = []
         self._working = WorkingCache(model)
-        self._working_path: list[tuple[_Segment, int]] = []  # what the working cache holds: segments, and the depth reached in each
+        self._working_path: list[tuple[Segment, int]] = []  # what the working cache holds: segments, and the depth reached in each
         self._layout: Layout | None = None  # of the last run
         self._clock = 0
 
@@ -181,7 +99,7 @@ class TokenTree:
                 self._ensure(node)
                 node = self._append(node, ids[known:])
             self._touch(node)
-            self._trim(node)
+            self.trim(node)
             return node
 
     def path(self, node: Node) -> list[int]:
@@ -262,9 +180,9 @@ class TokenTree:
             while below:
                 step = below.pop()
                 below.extend(step.children.values())
-                if step._segment is not None and step._segment.start + 1 == len(step):
-                    doomed.add(step._segment)
-            segment = node._segment
+                if step.segment is not None and step.segment.start + 1 == len(step):
+                    doomed.add(step.segment)
+            segment = node.segment
             if segment is not None and segment not in doomed:  # the segment begins before the node: keep its beginning
                 del segment.nodes[len(node) - 1 - segment.start :]
                 segment.capacity = len(segment.nodes)  # rows are never written over: a trace may hold them
@@ -276,15 +194,15 @@ class TokenTree:
 
     def _touch(self, node: Node) -> None:
         self._clock += 1
-        for segment, _ in _segments_to(node):
+        for segment, _ in segments_to(node):
             segment.touched = self._clock
 
-    def _trim(self, node: Node) -> None:
+    def trim(self, node: Node) -> None:
         """Drop the longest untouched segments until the bound holds, never those on the way to ``node``."""
         excess = self.n_bytes - self.max_bytes
         if excess <= 0:
             return
-        in_use = {segment for segment, _ in _segments_to(node)}
+        in_use = {segment for segment, _ in segments_to(node)}
         others = [segment for segment in self._segments if segment not in in_use and segment.n_bytes]
         for segment in sorted(others, key=lambda s: (s.touched, -s.start)):
             if excess <= 0:
@@ -344,24 +262,24 @@ class TokenTree:
         if not segment.nodes:
             self._segments.append(segment)
         segment.nodes += made
-        self._working_path = _segments_to(made[-1])
+        self._working_path = segments_to(made[-1])
         node.children[ids[0]] = made[0]
         return made[-1]
 
-    def _segment_for(self, node: Node, n_new: int, layout: Layout) -> _Segment:
+    def _segment_for(self, node: Node, n_new: int, layout: Layout) -> Segment:
         """The segment that ends in ``node`` if it has room, else a new one."""
-        last = node._segment
-        if last is not None and last.stretch is not None and _has_room(node, n_new) and last.stretch.layout == layout:
+        last = node.segment
+        if last is not None and last.stretch is not None and has_room(node, n_new) and last.stretch.layout == layout:
             return last
         room = self._room(node, n_new)
         self._refuse_excess(node, n_new, layout)
         if self._path_bytes(node, room, layout) > self.max_bytes:
             room = n_new
-        return _Segment(node, Stretch(layout, len(node), room, torch.device(str(self.model.cfg.device))))
+        return Segment(node, Stretch(layout, len(node), room, torch.device(str(self.model.cfg.device))))
 
     def _room(self, node: Node, n_new: int) -> int:
         """Positions to allocate for a new segment: twice as many as last time while a branch grows, few where it starts."""
-        last = node._segment
+        last = node.segment
         continues = last is not None and last.nodes[-1] is node
         room = min(2 * len(last.nodes), _MOST_ROOM) if last is not None and continues else 0
         return min(max(_FIRST_ROOM, room, n_new), self._info.n_ctx - len(node)) if n_new < _MOST_ROOM else n_new
@@ -380,12 +298,12 @@ class TokenTree:
 
     def _path_bytes(self, node: Node, n_new: int, layout: Layout) -> int:
         """What the path to ``node`` and ``n_new`` more take, in a new segment if they do not fit the last."""
-        new_bytes = 0 if _has_room(node, n_new) else layout.n_bytes(len(node), n_new)
-        return sum(segment.n_bytes for segment, _ in _segments_to(node)) + new_bytes + self._working.n_bytes
+        new_bytes = 0 if has_room(node, n_new) else layout.n_bytes(len(node), n_new)
+        return sum(segment.n_bytes for segment, _ in segments_to(node)) + new_bytes + self._working.n_bytes
 
     def _load(self, node: Node) -> None:
         """Make the working cache hold the path to ``node``: what it has in common with the path before stays, the rest is copied."""
-        path = _segments_to(node)
+        path = segments_to(node)
         common = 0
         for (segment, upto), (old, old_upto) in zip(path, self._working_path):
             if segment is not old:
@@ -406,7 +324,7 @@ class TokenTree:
 
     def _ensure(self, node: Node) -> None:
         """Run again what was dropped of the path to ``node``."""
-        for segment, _ in _segments_to(node):
+        for segment, _ in segments_to(node):
             if segment.stretch is None:
                 values = self._run(segment.parent, [n.token_id or 0 for n in segment.nodes])
                 stretch = Stretch(
@@ -414,9 +332,9 @@ class TokenTree:
                 )
                 stretch.write(0, values)
                 segment.stretch = stretch
-                self._working_path = _segments_to(segment.nodes[-1])
+                self._working_path = segments_to(segment.nodes[-1])
 
-    def _pieces(self, node: Node) -> _Pieces:
+    def _pieces(self, node: Node) -> Pieces:
         if node.tree is not self:
             raise PromptError("This node belongs to another tree.")
         if node.parent is None:
@@ -424,10 +342,10 @@ class TokenTree:
         with model_lock(self.model):
             self._ensure(node)
             self._touch(node)
-            self._trim(node)
-            return [(segment.stretch, segment.start, upto) for segment, upto in _segments_to(node) if segment.stretch is not None]
+            self.trim(node)
+            return [(segment.stretch, segment.start, upto) for segment, upto in segments_to(node) if segment.stretch is not None]
 
-    def _trace_of(self, pieces: _Pieces, ids: list[int]) -> Trace:
+    def _trace_of(self, pieces: Pieces, ids: list[int]) -> Trace:
         from transformer_lens import ActivationCache
 
         names = dict.fromkeys(name for stretch, _, _ in pieces for name, _ in stretch.layout.same if name in self.reads)
@@ -437,56 +355,12 @@ class TokenTree:
         return SteppedTrace(self.model, torch.tensor(ids), texts, pieces, cache, self.interventions)
 
 
-def _has_room(node: Node, n_new: int) -> bool:
-    """Whether ``node`` is the last of its segment, with room for ``n_new`` more."""
-    segment = node._segment
-    return segment is not None and segment.nodes[-1] is node and len(segment.nodes) + n_new <= segment.capacity
-
-
-def _segments_to(node: Node) -> list[tuple[_Segment, int]]:
-    """The segments on the way to ``node``, each with the depth at which the path leaves it."""
-    found: list[tuple[_Segment, int]] = []
-    step: Node | None = node
-    while step is not None and step._segment is not None:
-        found.append((step._segment, len(step)))
-        step = step._segment.parent
-    return found[::-1]
-
-
 def _key_name(layer: int) -> str:
     return f"past.{layer}.keys"
 
 
 def _value_name(layer: int) -> str:
     return f"past.{layer}.values"
-
-
-class SteppedTrace(Trace):
-    """A ``Trace`` whose logits, like its activations, are put together when they are first used."""
-
-    _logits: torch.Tensor | _Pieces
-
-    def __init__(
-        self,
-        model: LensModel,
-        tokens: torch.Tensor,
-        token_texts: list[str],
-        logits: torch.Tensor | _Pieces,
-        cache: Any,
-        interventions: tuple[Any, ...] = (),
-        embeddings: torch.Tensor | None = None,
-    ) -> None:
-        values = dict(model=model, tokens=tokens, token_texts=token_texts, cache=cache, interventions=interventions, embeddings=embeddings)
-        for name, value in {**values, "_logits": logits}.items():
-            object.__setattr__(self, name, value)  # as the frozen dataclass itself does
-
-    @property
-    def logits(self) -> torch.Tensor:
-        logits = self._logits
-        if not isinstance(logits, torch.Tensor):
-            logits = join(logits, LOGITS, head_first=False)
-            object.__setattr__(self, "_logits", logits)
-        return logits
 
 
 def bytes_per_token(model: LensModel, *, reads: Reads = None, length: int | None = None) -> int:
