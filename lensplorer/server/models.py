@@ -23,7 +23,7 @@ from lensplorer.stepping import TokenTree, bytes_per_token
 
 logger = logging.getLogger(__name__)
 
-_LEAST_BYTES = 2**25  # of the activations kept; more where the longest prompt needs more
+_LEAST_BYTES = 2**24  # of the activations kept; more where the longest prompt needs more
 _TREE_TOKENS = 100_000  # a tree drops activations and never tokens: after so many it is begun anew
 
 
