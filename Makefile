@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: explore test check pytest bench install install-test browser screenshots storyworld clean
+.PHONY: explore test check pytest bench peers install install-test browser screenshots storyworld clean
 
 explore: install
 	$(BIN)/lensplorer explore $(ARGS)
@@ -21,6 +21,11 @@ pytest:
 
 bench: install-test
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python -W ignore $$file || exit 1; done
+
+# What takes an installation or processes of its own, once a week: the real Inseq, Ray actors, and twenty kills of a batch.
+peers: install-test
+	$(PIP) install --quiet --editable ".[ray]"
+	LENSPLORER_RAY=1 LENSPLORER_KILLS=20 $(BIN)/python -m pytest tests/formats/peer tests/batch/test_ray.py tests/batch/test_engine.py
 
 screenshots: install-test browser
 	$(BIN)/python -m tests.ui.screenshots images

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lensplorer import __version__
+from lensplorer.batch.command import batch as batch_command
 from lensplorer.dashboard.options import Options, explore_options
 from lensplorer.errors import LensplorerError
 from lensplorer.server.command import serve as serve_with_api
@@ -64,8 +65,6 @@ def explore(**given: Any) -> None:
 
 def serve(options: Options) -> None:
     """Load the model, serve the page, and return when interrupted."""
-    if options.without_effect:
-        typer.echo(f"lensplorer: no effect yet: {', '.join(options.without_effect)}.", err=True)
     os.environ.setdefault("BOKEH_RESOURCES", "server")
     typer.echo("Loading the model …", err=True)
     from lensplorer.dashboard.page import build_page, shared_model
@@ -136,6 +135,23 @@ def saes(
     typer.echo(columns.to_string(index=False, justify="left"))
     if len(shown) < len(found):
         typer.echo(f"… {len(found) - len(shown)} more: add words, or --limit 0.", err=True)
+
+
+app.command(name="batch")(clean_errors(batch_command))
+
+
+@app.command()
+@clean_errors
+def doctor() -> None:
+    """Say what works on this machine: versions, devices, caches, optional packages, and a self-test. Exit code 1 if something needed fails."""
+    from lensplorer.doctor import examine
+
+    healthy = True
+    for check in examine():
+        typer.echo(check.line)
+        healthy = healthy and not check.failed
+    if not healthy:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

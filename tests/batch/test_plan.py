@@ -36,8 +36,20 @@ def test_tokenlens_asks_for_the_matrix():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("0.5", 0.5), ("true", True), ('[1, " a"]', [1, " a"]), (" Paris", " Paris"), ('"@at"', "@at"), ("@answer", {"column": "answer"})]
-    + [("@predicted", {"predicted": True}), ("a=b", "a=b"), ("", ""), ("@", "@"), ('{folder = "x"}', {"folder": "x"})],
+    [
+        ("3", 3),
+        ("0.5", 0.5),
+        ("true", True),
+        ('[1, " a"]', [1, " a"]),
+        (" Paris", " Paris"),
+        ('"@at"', "@at"),
+        ("@answer", {"column": "answer"}),
+        ("@predicted", {"predicted": True}),
+        ("a=b", "a=b"),
+        ("", ""),
+        ("@", "@"),
+        ('{folder = "x"}', {"folder": "x"}),
+    ],
 )
 def test_settings(text, value):
     assert parse_setting(f"a.b={text}") == ("a", "b", value)
