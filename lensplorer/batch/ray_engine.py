@@ -33,7 +33,7 @@ def run_parts(plan: Plan, out: Path, waiting: Sequence[tuple[int, Any]], *, work
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         items = [{"part": part, "records": [record.to_json() for record in records]} for part, records in waiting]
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()
         gpus = 1 if device.startswith("cuda") or (device == "auto" and resources.get("GPU", 0) > 0) else 0
         done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Worker,

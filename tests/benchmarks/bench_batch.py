@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_batch.py [--prompts 64] [--rounds 3] [--threads 2] [--cpu]
 
 Both sides run the same prompts in the same groups, sorted by length and padded at the right. Hugging Face's side computes logits and keeps nothing;
-this one also makes a trace of each prompt, runs the analyses and writes Parquet. Rounds are interleaved, so that a busy machine slows both sides alike.
+this one also makes a trace of each prompt, runs the analyses and writes Parquet. Rounds are
+interleaved, so that a busy machine slows both sides alike.
 """
 
 from __future__ import annotations
