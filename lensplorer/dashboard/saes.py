@@ -35,6 +35,7 @@ class PageSAEs:
         self.loading: list[str] = []
         self.error = ""
         self.found: list[dict[str, Any]] = []
+        self.asked = ""
         self.searched: str | None = None
 
     def forget(self) -> None:
@@ -132,25 +133,22 @@ class PageSAEs:
         self.choose(names[(names.index(self.chosen) + by) % len(names)])
 
     def search(self, text: str) -> None:
-        """Look the registry through for what fits the words; ``found`` holds the first rows."""
-        from lensplorer.saes import search_saes
+        """Look the registry through for what fits the words, in the background; ``found`` then holds the first rows."""
+        model = self.explorer.need_session().model
+        self.asked = text
 
-        rows = search_saes(text[:200], model=self.explorer.need_session().model)
-        order = rows.fits.map({"yes": 0, "unknown": 1, "no": 2})
-        rows = rows.iloc[np.argsort(order.values, kind="stable")].head(_MOST_FOUND)
-        self.searched = text
-        self.found = [
-            {
-                "release": row.release,
-                "sae_id": row.sae_id,
-                "model": row.model,
-                "hook": row.hook,
-                "width": None if row.width != row.width or row.width is None else _int(row.width),
-                "l0": None if row.l0 != row.l0 or row.l0 is None else _int(row.l0),
-                "fits": row.fits,
-            }
-            for row in rows.itertuples()
-        ]
+        def look() -> None:
+            try:
+                found, error = _search(text[:200], model), ""
+            except LensplorerError as refusal:
+                found, error = [], str(refusal)
+            self.explorer.later(partial(self._searched, text, found, error))
+
+        threading.Thread(target=look, name="lensplorer-search", daemon=True).start()
+
+    def _searched(self, text: str, found: list[dict[str, Any]], error: str) -> None:
+        if text == self.asked:  # not one that came late
+            self.searched, self.found, self.error = text, found, error
 
     # -- asking ------------------------------------------------------------------------------------------------------------------
 
@@ -185,7 +183,19 @@ def _load(table: SAEConfig) -> tuple[Any, str]:
         return None, f"{type(error).__name__}: {error}"
 
 
+def _search(text: str, model: Any) -> list[dict[str, Any]]:
+    """The first rows of the registry that hold the words, what fits the model first."""
+    from lensplorer.saes import search_saes
+
+    rows = search_saes(text, model=model)
+    order = rows.fits.map({"yes": 0, "unknown": 1, "no": 2})
+    rows = rows.iloc[np.argsort(order.values, kind="stable")].head(_MOST_FOUND)
+    named = ("release", "sae_id", "model", "hook", "fits")
+    return [{name: getattr(row, name) for name in named} | {"width": _int(row.width), "l0": _int(row.l0)} for row in rows.itertuples()]
+
+
 def _int(value: Any) -> int | None:
+    """A number of the registry; None where it does not tell."""
     try:
         return int(value)
     except (TypeError, ValueError):

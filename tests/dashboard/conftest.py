@@ -54,7 +54,7 @@ class Driver:
         import threading
 
         for thread in threading.enumerate():
-            if thread.name == "lensplorer-load-sae":
+            if thread.name in ("lensplorer-load-sae", "lensplorer-search"):
                 thread.join(60)
         while self.queue:
             self.queue.pop(0)()

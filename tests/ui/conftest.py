@@ -80,7 +80,7 @@ class Tab:
     """One page, and everything it complained of."""
 
     def __init__(self, browser: Any, url: str, *, query: str = "", width: int = 1440, height: int = 900) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
+        self.context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", accept_downloads=True)
         self.page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.complaints: list[str] = []
@@ -121,6 +121,21 @@ class Tab:
         for key in keys:
             self.page.keyboard.press(key)
         return self.settle()
+
+    def panel(self, name: str) -> Any:
+        """A panel that is on screen and drawn, opened if it was closed."""
+        found = self.page.locator(f"[data-panel='{name}']")
+        if not found.count():
+            self.press("v")
+            dialog = self.page.get_by_role("dialog", name="Panels")
+            dialog.locator(f"input[value='{name}']").check()
+            self.press("Escape")
+        found.scroll_into_view_if_needed()
+        self.page.locator(f"[data-panel='{name}'][data-state]").wait_for()
+        return found
+
+    def control(self, panel: str, name: str) -> Any:
+        return self.page.locator(f"[data-panel='{panel}'] .controls [name='{name}']")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.page, name)

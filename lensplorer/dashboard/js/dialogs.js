@@ -154,7 +154,7 @@ function makePanelDialog(page) {
     if (state === drawn) return;
     drawn = state;
     list.replaceChildren(...page.panelTable.map((panel) => {
-      const box = make("input", { type: "checkbox", onchange: () => ((drawn = ""), page.panels.toggle(panel.name), (drawn = page.panelTable.map((each) => page.panels.isOpen(each.name)).join())) });
+      const box = make("input", { type: "checkbox", value: panel.name, onchange: () => page.panels.toggle(panel.name) });
       box.checked = page.panels.isOpen(panel.name);
       return make("label", {}, box, make("b", {}, panel.title), make("span", { class: "muted" }, panel.about));
     }));

@@ -54,6 +54,8 @@ export function render({ model, el }) {
     make("main", {}, strip.root, make("div", { class: "columns" }, candidates.root, panels.region)),
     status.root, lost, strip.tip, panels.tip, ...page.dialogs.map((dialog) => dialog.root));
   el.append(shell);
+  // A button that was pressed with the pointer gives the keyboard back: the next space is a sampled step, not the button again.
+  shell.addEventListener("click", (event) => event.detail > 0 && event.target.closest?.("button, summary")?.closest(".dialog, .menu") == null && event.target.closest?.("button, summary")?.blur());
 
   // -- commands ------------------------------------------------------------------------------------------------------------------
 

@@ -171,8 +171,8 @@ function makeStrip(page) {
     drawCursor();
     const { error, loading } = page.model;
     const empty = { "no prompt": "The prompt is empty: press i to write or paste one.", "no model": error ? `${error} Press m to name another model.` : `Loading ${loading} …` }[page.strip.empty];
-    const failed = page.strip.error ?? page.colouring?.error ?? (page.strip.empty === "no model" ? error : "");
-    const refused = page.strip.error ?? page.colouring?.error ?? (page.strip.off ? "The model is off: edit freely, press o to switch it on again." : null);
+    const failed = page.strip.off ? "" : page.strip.error ?? page.colouring?.error ?? (page.strip.empty === "no model" ? error : "");
+    const refused = page.strip.off ? "The model is off: edit freely, press o to switch it on again." : (page.strip.error ?? page.colouring?.error);
     setText(note, refused ?? empty ?? "");
     note.hidden = !note.textContent;
     note.classList.toggle("failed", Boolean(failed));
