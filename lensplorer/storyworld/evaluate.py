@@ -15,7 +15,7 @@ import math
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,17 +23,23 @@ from lensplorer.storyworld import grammar, model_path
 from lensplorer.storyworld.corpus import CONTEXT, IGNORED, documents, encode, random_repeat, rows
 
 SEED = 90_001  # never trained on
-HELD_OUT = grammar.World(held_out_templates=True)
+WORDINGS: dict[str, Literal["development", "held_out", "fresh"]] = {
+    "development wordings": "development",
+    "held-out wordings": "held_out",
+    "fresh wordings": "fresh",
+}
 # row of the table → (phenomenon, world)
 ROWS: dict[str, tuple[str, grammar.World]] = {
     **{name: (name, grammar.World()) for name in grammar.PHENOMENA},
-    "indirect_object, held-out wordings": ("indirect_object", HELD_OUT),
     "indirect_object, held-out names": ("indirect_object", grammar.World(held_out_names=True)),
-    "indirect_object, held-out wordings and names": ("indirect_object", grammar.World(held_out_templates=True, held_out_names=True)),
-    **{f"{name}, held-out wordings": (name, HELD_OUT) for name in ("pronoun", "name_reference", "capital", "colour", "young", "quote")},
-    **{f"{name}, held-out wordings": (name, HELD_OUT) for name in ("sum", "double", "half")},
+    "indirect_object, held-out wordings and names": ("indirect_object", grammar.World(wordings="held_out", held_out_names=True)),
     "sum, held-out pairs of numbers": ("sum", grammar.World(held_out_sums=True)),
     "drill, held-out pairs of numbers": ("drill", grammar.World(held_out_sums=True)),
+    **{
+        f"{name}, {words}": (name, grammar.World(wordings=key))
+        for words, key in WORDINGS.items()
+        for name in ("indirect_object", "pronoun", "name_reference", "capital", "colour", "young", "quote", "sum", "double", "half")
+    },
 }
 
 
@@ -152,10 +158,14 @@ def evaluate(path: Path, *, count: int = 200) -> dict[str, Any]:
     model, tok = load(path)
     scores = head_scores(model)
     more = dict(STAGES[path.name][-1].more)  # the shares that training ended with
+    rows_ = table(model, tok, count=count, more=more)
+    counted = {name: share for name, share in grammar.shares(more).items() if name != "repeat"}  # its first copies were no part of training
+    loss, nats = (sum(share * rows_[name][part] for name, share in counted.items()) for part in ("loss_per_document", "grammar_nats"))
     return {
         "seed": SEED,
         "documents_per_row": count,
-        "table": table(model, tok, count=count, more=more),
+        "table": rows_,
+        "corpus_loss_ratio": loss / nats,
         "random_token_repeat": random_token_repeat(model, tok, count),
         "heads": {name: {"best": value.max().item(), "layer_head": divmod(int(value.argmax()), value.shape[1])} for name, value in scores.items()},
         "position": by_position(model, tok),
@@ -174,7 +184,7 @@ def main() -> None:
         ratio = found["loss_per_document"] / found["grammar_nats"] if found["grammar_nats"] else float("nan")
         loss = f"{found['loss_per_document']:7.2f} / {found['grammar_nats']:7.2f} = {ratio:.3f}"
         _out(f"{row:48} {found['accuracy']:.3f} of {found['tested']:5}   loss {loss}")
-    for key in ("random_token_repeat", "heads", "position"):
+    for key in ("corpus_loss_ratio", "random_token_repeat", "heads", "position"):
         _out(f"{key}: {json.dumps(result[key])}")
     if options.out:
         options.out.write_text(json.dumps(result, indent=1))

@@ -16,10 +16,10 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+from lensplorer.storyworld import held_out, words
 from lensplorer.storyworld import templates as t
-from lensplorer.storyworld import words
 
 T = TypeVar("T")
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -53,14 +53,23 @@ class Example:
 
 @dataclass(frozen=True)
 class World:
-    """Which part of the world to write from: with the defaults, the part that training sees."""
+    """Which part of the world to write from: with the defaults, the part that training sees.
 
-    held_out_templates: bool = False
+    wordings: training's, or a set of `held_out.SETS`, where a table that the set lacks is training's.
+    """
+
+    wordings: Literal["seen", "development", "held_out", "fresh"] = "seen"
     held_out_names: bool = False
     held_out_sums: bool = False
 
-    def pick(self, seen: tuple[T, ...], held_out: tuple[T, ...]) -> tuple[T, ...]:
-        return held_out if self.held_out_templates else seen
+    def pick(self, table: str) -> tuple[str, ...]:
+        """The wordings of a table."""
+        return held_out.SETS.get(self.wordings, {}).get(table) or getattr(t, table)
+
+    def families(self, table: str) -> tuple[tuple[str, ...], ...]:
+        """The wordings of a table that training has in families."""
+        other = held_out.SETS.get(self.wordings, {}).get(table)
+        return (other,) if other else getattr(t, table)
 
 
 class Draws:
@@ -74,7 +83,7 @@ class Draws:
         self.nats += math.log(len(options))
         return options[self.random.randrange(len(options))]
 
-    def phrase(self, options: tuple[str, ...]) -> str:
+    def phrase(self, options: tuple[T, ...]) -> T:
         """A choice among wordings, of which a usual one stands several times."""
         chosen = self.choice(options)
         self.nats -= math.log(options.count(chosen))
@@ -146,8 +155,8 @@ def indirect_object(d: Draws, world: World, page: Page) -> None:
     """Two people, one of whom gives something to the other; either may have been named first."""
     a, b = d.sample(_name_pool(world), 2)
     giver, other = (a, b) if d.chance(0.5) else (b, a)
-    first = d.choice(world.pick(t.GIVE_FIRST, t.GIVE_FIRST_HELD_OUT))
-    second = d.choice(world.pick(t.GIVE_SECOND, t.GIVE_SECOND_HELD_OUT))
+    first = d.choice(world.pick("GIVE_FIRST"))
+    second = d.choice(world.pick("GIVE_SECOND"))
     page.sentence(d.fill(first, A=a, B=b))
     if first.endswith(".") and d.chance(0.25):
         page.sentence(d.fill(d.choice(t.GIVE_BETWEEN)))
@@ -162,8 +171,8 @@ def pronoun(d: Draws, world: World, page: Page) -> None:
     """A person, and the pronoun that stands for them."""
     name = d.choice(words.NAMES)
     he, _, his = words.pronouns(name)
-    page.sentence(d.fill(d.choice(world.pick(t.PRONOUN_FIRST, t.PRONOUN_FIRST_HELD_OUT)), N=name))
-    link = d.choice(world.pick(t.PRONOUN_LINK, t.PRONOUN_LINK_HELD_OUT))
+    page.sentence(d.fill(d.choice(world.pick("PRONOUN_FIRST")), N=name))
+    link = d.choice(world.pick("PRONOUN_LINK"))
     page.add(link.removesuffix(" {he}"))
     page.test(" " + he)
     last = d.choice(t.PRONOUN_LAST)
@@ -177,10 +186,10 @@ def name_reference(d: Draws, world: World, page: Page) -> None:
     first, second = d.sample(words.ADJECTIVES, 2)
     she_first = d.chance(0.5)
     subjects = ("She", "he") if she_first else ("He", "she")
-    page.sentence(d.fill(d.choice(world.pick(t.REFERENCE_FIRST, t.REFERENCE_FIRST_HELD_OUT)), A=a, B=b))
+    page.sentence(d.fill(d.choice(world.pick("REFERENCE_FIRST")), A=a, B=b))
     page.sentence(f"{subjects[0]} was {first} and {subjects[1]} was {second}.")
     asked_first = d.chance(0.5)
-    last = d.choice(world.pick(t.REFERENCE_LAST, t.REFERENCE_LAST_HELD_OUT))
+    last = d.choice(world.pick("REFERENCE_LAST"))
     page.sentence(last.format(J=first if asked_first else second))
     page.test(" " + (woman if she_first == asked_first else man))
     page.add(".")
@@ -197,10 +206,10 @@ def repeat(d: Draws, world: World, page: Page) -> None:
             page.test(" " + word)
 
 
-def _facts(d: Draws, world: World, page: Page, facts: dict[str, str], cores: tuple[str, ...], key: str) -> None:
+def _facts(d: Draws, world: World, page: Page, facts: dict[str, str], families: tuple[tuple[str, ...], ...], key: str) -> None:
     subject = d.choice(tuple(facts))
-    core = d.phrase(cores)
-    lead = d.choice(world.pick(t.LEADS, t.LEADS_HELD_OUT))
+    core = d.phrase(d.phrase(families))
+    lead = d.choice(world.pick("LEADS"))
     page.sentence(d.fill(lead + core, **{key: subject, "K": facts[subject]}))
     if core.index("{K}") > core.index("{" + key + "}"):
         page.test_last(facts[subject])
@@ -209,24 +218,24 @@ def _facts(d: Draws, world: World, page: Page, facts: dict[str, str], cores: tup
 def capital(d: Draws, world: World, page: Page) -> None:
     """One to three capitals of real countries, each in a phrasing of its own."""
     while True:
-        cores = world.pick(t.CAPITAL_CORES, t.CAPITAL_CORES_HELD_OUT)
+        families = world.families("CAPITAL_CORES")
         if page.tests and d.chance(0.15):
-            cores = t.CAPITAL_REVERSED
-        _facts(d, world, page, words.CAPITALS, cores, "C")
+            families = (t.CAPITAL_REVERSED,)
+        _facts(d, world, page, words.CAPITALS, families, "C")
         if d.chance(0.5):
             return
 
 
 def colour(d: Draws, world: World, page: Page) -> None:
     """What colour things have in the world."""
-    _facts(d, world, page, words.COLOUR_OF, world.pick(t.COLOUR_CORES, t.COLOUR_CORES_HELD_OUT), "X")
+    _facts(d, world, page, words.COLOUR_OF, world.families("COLOUR_CORES"), "X")
 
 
 def young(d: Draws, world: World, page: Page) -> None:
     """What the young of an animal are called; of the two, the second named is tested."""
-    core = d.choice(world.pick(t.YOUNG_CORES, t.YOUNG_CORES_HELD_OUT))
+    core = d.phrase(d.phrase(world.families("YOUNG_CORES")))
     animal = d.choice(tuple(words.YOUNG))
-    lead = d.choice(world.pick(t.LEADS, t.LEADS_HELD_OUT))
+    lead = d.choice(world.pick("LEADS"))
     page.sentence(d.fill(lead + core, X=animal, K=words.YOUNG[animal]))
     page.test_last(words.YOUNG[animal] if core.index("{X}") < core.index("{K}") else animal)
 
@@ -236,17 +245,17 @@ def _problem(d: Draws, world: World, kind: str) -> tuple[str, str, int]:
     name, things = d.choice(words.NAMES), d.choice(words.COUNTED)
     if kind == "sum":
         a, b = d.choice(SUMS_HELD_OUT if world.held_out_sums else SUMS_SEEN)
-        event, working, result = d.choice(world.pick(t.SUM_EVENT, t.SUM_EVENT_HELD_OUT)), f"{a} + {b} =", a + b
+        event, working, result = d.choice(world.pick("SUM_EVENT")), f"{a} + {b} =", a + b
     elif kind == "double":
         a = b = d.choice(range(1, 50))
-        event, working, result = d.choice(world.pick(t.DOUBLE_EVENT, t.DOUBLE_EVENT_HELD_OUT)), f"{a} * 2 =", 2 * a
+        event, working, result = d.choice(world.pick("DOUBLE_EVENT")), f"{a} * 2 =", 2 * a
     else:
         a = b = d.choice(range(2, 100, 2))
-        event, working, result = d.choice(world.pick(t.HALF_EVENT, t.HALF_EVENT_HELD_OUT)), f"{a} / 2 =", a // 2
+        event, working, result = d.choice(world.pick("HALF_EVENT")), f"{a} / 2 =", a // 2
     given = {"N": name, "T": things, "a": str(a), "b": str(b)}
     if "{M}" in event:  # drawn only where the text shows it, so that the surprisal is the text's
         given["M"] = d.choice([other for other in words.NAMES if other != name])
-    parts = (d.choice(world.pick(t.SUM_OPEN, t.SUM_OPEN_HELD_OUT)), event, d.choice(world.pick(t.QUESTIONS, t.QUESTIONS_HELD_OUT)))
+    parts = (d.choice(world.pick("SUM_OPEN")), event, d.choice(world.pick("QUESTIONS")))
     return " ".join(d.fill(part, **given) for part in parts), working, result
 
 
@@ -287,7 +296,7 @@ def quote(d: Draws, world: World, page: Page) -> None:
     """A phrase that opens with a quotation mark or a bracket, and must close with its like."""
     for i in range(2):
         opening, closing = d.choice((('"', '"'), ("(", ")"), ("[", "]")))
-        page.sentence(d.fill(d.choice(world.pick(t.SIGN_FIRST, t.SIGN_FIRST_HELD_OUT))).rstrip())
+        page.sentence(d.fill(d.choice(world.pick("SIGN_FIRST"))).rstrip())
         page.add(" " + opening + d.fill(d.choice(t.SIGN_PHRASES)))
         page.test(closing)
         page.add(d.fill(d.choice(t.SIGN_LAST)))

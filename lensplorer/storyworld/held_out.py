@@ -1,8 +1,8 @@
 """Wordings that training never sees, and that use only words training knows: three sets, which differ in when they were looked at.
 
 - `DEVELOPMENT`: looked at while the first stages were settled, when training's wordings were widened twice. Figures on them are of development.
-- `HELD_OUT`: written before the last stages' wordings; looked at to tell whether those stages did their work.
-- `FRESH`: written at the same time, and measured once, after everything was settled.
+- `HELD_OUT`: written before the wordings of the last two stages, and looked at before each of the two: what failed showed what to widen.
+- `FRESH`: written at the same time, decided nothing, and measured once, after everything was settled.
 
 Keys are the tables of `templates` that they stand in for; a table that a set does not have is training's own.
 """
@@ -46,14 +46,14 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
         "{S} had to give the {O} to", "{S} left a {O} for",
     ),
     "PRONOUN_FIRST": ("{N} walked to the {P} alone", "Once {N} had a {O}", "{N} forgot the {O}"),
-    "PRONOUN_LINK": (", and later {he}", " when {he}"),
+    "PRONOUN_LINK": (", and at last {he}", " when {he}"),
     "REFERENCE_FIRST": ("{A} talked to {B} at the {P}.",),
     "REFERENCE_LAST": ("In the story the {J} one was",),
     "LEADS": ("We read that ", "The teacher of {N} said that "),
     "CAPITAL_CORES": (
         "the government of {C} has its home in {K}.", "in {C} people call their main city {K}.",
         "if someone asked you for the capital of {C}, it is {K}.", "the city that people in {C} call the capital is {K}.",
-        "the name that the capital of {C} has is {K}.", "when we were in {C}, we stayed in the capital, {K}.",
+        "the name that the capital of {C} has is {K}.", "when they were in {C}, they stayed in the capital, {K}.",
     ),
     "COLOUR_CORES": (
         "the colour that {X} has is {K}.", "when {N} looked at {X}, it was {K}.", "in the story {X} was {K}.",
@@ -67,7 +67,7 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
         "A friend of {N} brings {b} more.", "{N} asked {M} for {b} more and got them.", "In the evening {M} came with another {b} {T}.",
         "{N} went to the {P} for {b} more {T}.",
     ),
-    "DOUBLE_EVENT": ("{M} owns twice as many.", "In the {U} there are two times as many.", "Today the number doubles."),
+    "DOUBLE_EVENT": ("{M} owns twice as many.", "In the {U} there are two times as many.", "At noon the number doubles."),
     "HALF_EVENT": ("{N} lent half of the {T} to {M}.", "{M} buys half of them.", "{N} left one half of the {T} at home."),
     "QUESTIONS": ("How many {T} are there in all?", "What is the number of them?"),
     "SIGN_FIRST": ("At home {N} saw a note: ", "The {O} had a sign "),
@@ -83,7 +83,7 @@ FRESH: dict[str, tuple[str, ...]] = {
         "{S} ran home for the {O} and gave it to",
     ),
     "PRONOUN_FIRST": ("In the evening {N} was at the {P}", "{N} met a friend"),
-    "PRONOUN_LINK": (", and at noon {he}", ", but later {he}"),
+    "PRONOUN_LINK": (", and at noon {he}", ", but at last {he}"),
     "REFERENCE_FIRST": ("{A} and {B} arrived at the {P} together.",),
     "REFERENCE_LAST": ("It is true that the {J} one was",),
     "LEADS": ("{N} learned from the teacher that ", "People told {N} that "),
@@ -93,7 +93,7 @@ FRESH: dict[str, tuple[str, ...]] = {
         "in the story {N} went to {C} and lived in the capital, {K}.", "the main city that you find in {C} is {K}.",
     ),
     "COLOUR_CORES": (
-        "we saw {X}, and the colour of it was {K}.", "the colour to paint {X} with is {K}.", "{N} never saw {X} that was not {K}.",
+        "they saw {X}, and the colour of it was {K}.", "the colour to paint {X} with is {K}.", "{N} never saw {X} that was not {K}.",
     ),
     "YOUNG_CORES": (
         "they call a {X} that is young a {K}.", "the teacher asked for the name of a young {X}, and it is {K}.",
@@ -101,7 +101,7 @@ FRESH: dict[str, tuple[str, ...]] = {
     ),
     "SUM_OPEN": ("In a {U} at home {N} had {a} {T}.", "One day {N} found {a} {T} near the {P}.", "{N} was at the {P} with {a} {T}."),
     "SUM_EVENT": (
-        "{M} left {b} {T} for {N}.", "After that {N} picks up {b} more.", "And {b} more are on the table.",
+        "{M} left {b} {T} for {N}.", "At last {N} picks up {b} more.", "And {b} more are on the table.",
         "Soon {M} and {N} find another {b}.",
     ),
     "DOUBLE_EVENT": ("{M} came with twice as many.", "{N} now needs two times as many.", "The friend of {N} has twice as many."),

@@ -49,6 +49,11 @@ class Stage:
 LAST = (("indirect_object", 1.6), ("name_reference", 1.4), ("json", 1.6), ("capital", 1.3), ("drill", 0.6), ("young", 1.5))
 REFERENCE = (("indirect_object", 1.5), ("name_reference", 4.0), ("capital", 1.5), ("drill", 0.6), ("young", 1.5), ("sum", 0.7), ("json", 1.2))
 FACTS = (("indirect_object", 1.3), ("capital", 2.5), ("chat", 2.0), ("drill", 0.8), ("young", 1.5))
+# The last two: wordings of facts and problems were widened once more, and `held_out` set apart.
+WORDINGS = (
+    ("indirect_object", 1.6), ("pronoun", 1.3), ("name_reference", 0.7), ("capital", 2.5), ("colour", 2.0), ("young", 3.0), ("list", 1.5),
+    ("sum", 1.3), ("drill", 0.6), ("json", 1.2), ("chat", 1.3),
+)  # fmt: skip
 STAGES = {
     "storyworld": (
         Stage(7_168_000, ((0.781, 128), (0.219, 256))),
@@ -58,6 +63,8 @@ STAGES = {
         Stage(5_120_000, ((0.8, 256), (0.2, 512)), rate=(0.8, 0.0), more=LAST),
         Stage(2_048_000, ((0.7, 256), (0.3, 512)), repeats=0.03, rate=(0.4, 0.0), more=REFERENCE),
         Stage(1_024_000, ((0.7, 256), (0.3, 512)), rate=(0.3, 0.0), more=FACTS),
+        Stage(3_072_000, ((0.8, 256), (0.2, 512)), rate=(0.4, 0.4), more=WORDINGS),
+        Stage(3_072_000, ((0.7, 256), (0.3, 512)), rate=(0.4, 0.0), more=WORDINGS),
     ),
     "storyworld-mini": (
         Stage(2_048_000, ((1.0, 128),), repeats=0.5, longest=24),

@@ -13,6 +13,7 @@ import torch
 from lensplorer.analyses.features import cross_layer_features, feature_activations, splice_fidelity
 from lensplorer.interventions import ablate_feature
 from lensplorer.saes import FeatureCache, audit_sae, check_sae, encode, feature_labels, load_sae, load_sae_config, sae_ids, sae_info, sae_reads
+from lensplorer.storyworld import grammar
 from lensplorer.storyworld.cases import PHENOMENA, cases
 from lensplorer.trace import prompt_ids, run_model, run_trace
 
@@ -84,10 +85,11 @@ def test_the_shipped_configuration_loads():
 def test_it_fits_explains_and_has_labels(sae_id, storyworld, saes):
     sae = saes[sae_id]
     assert all(check.agrees is not False for check in audit_sae(storyworld, sae))
-    trace = run_trace(storyworld, "Once upon a time, Mary went to the shop because she wanted a red apple. When Mary and John went to the park,")
+    # of its world: on other text the model may do no better than without the activation, and there is no loss to recover
+    trace = run_trace(storyworld, grammar.write("story", seed="saes").text)
     result = feature_activations(trace, sae)
-    assert result.attrs["explained_variance"] > 0.6 and 5 < result.attrs["l0"] < 120
-    assert splice_fidelity(trace, sae).attrs["loss_recovered"] > 0.8
+    assert result.attrs["explained_variance"] > 0.85 and 5 < result.attrs["l0"] < 120
+    assert splice_fidelity(trace, sae).attrs["loss_recovered"] > 0.95
     assert splice_fidelity(trace, sae, error_term=True, exclude=()).attrs["max_logit_change"] <= 1e-4
     label = feature_labels(storyworld, sae, [int(result.feature[-1, 0])])[0]
     assert label.kind == "stored" and label.text and label.promotes

@@ -14,10 +14,11 @@ from lensplorer.storyworld import DATA, MODEL_NAMES, card, evaluate, grammar, mo
 from lensplorer.storyworld.corpus import CONTEXT, encode
 
 # What the built-in model must reach; a sample of SAMPLE documents may fall short of it by chance as far as SLACK.
+APART = {f"{name}, {words}": 0.90 for words in ("development wordings", "held-out wordings") for name in (
+    "indirect_object", "capital", "colour", "young", "sum", "double", "half",
+)}  # fmt: skip
 REQUIRED = {
-    "indirect_object": 0.95, "pronoun": 0.95, "repeat": 0.95, "quote": 0.95, "bracket": 0.95, "capital, held-out wordings": 0.90, "double": 0.90,
-    "half": 0.90, "sum": 0.80, "indirect_object, held-out wordings": 0.90, "sum, held-out wordings": 0.90, "double, held-out wordings": 0.90,
-    "half, held-out wordings": 0.90,
+    "indirect_object": 0.95, "pronoun": 0.95, "repeat": 0.95, "quote": 0.95, "bracket": 0.95, "double": 0.90, "half": 0.90, "sum": 0.80, **APART,
 }  # fmt: skip
 SAMPLE, SLACK = 60, 0.06
 
@@ -42,6 +43,7 @@ def test_the_recorded_figures_are_enough() -> None:
     measured = json.loads((model_path("storyworld") / "measured.json").read_text())
     short = {row: measured["table"][row]["accuracy"] for row, least in REQUIRED.items() if measured["table"][row]["accuracy"] < least}
     assert not short
+    assert measured["corpus_loss_ratio"] <= 1.10
     assert measured["random_token_repeat"] >= 0.95
     assert measured["heads"]["induction"]["best"] >= 0.9
     assert measured["heads"]["previous_token"]["best"] >= 0.85
