@@ -55,7 +55,9 @@ class Results(MutableMapping[Any, Any]):
 
 
 def _size(value: Any) -> int:
-    """Bytes of a tensor, an array, a dataset, or an object by itself."""
+    """Bytes of a tensor, an array, a dataset, a table of these, or an object by itself."""
+    if isinstance(value, dict):
+        return sys.getsizeof(value) + sum(_size(item) for item in value.values())
     size = getattr(value, "nbytes", None)
     return int(size) if isinstance(size, int) else sys.getsizeof(value)
 

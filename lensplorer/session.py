@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lensplorer.errors import LensplorerError, PromptError, SessionError
 from lensplorer.interventions.sessions import InterventionSession, checked, read_interventions, saved_interventions
@@ -20,6 +20,12 @@ from lensplorer.models import LensModel, model_info
 from lensplorer.sampling.steps import ChosenToken, SamplingSession, SamplingSettings, holding, read_sampling
 from lensplorer.tokens import Prompt, token_texts
 from lensplorer.trace import Intervention, Reads, Trace, prompt_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xarray as xr
+
+    from lensplorer.nodes import Node
 
 FORMAT_VERSION = 1
 MAX_PROMPTS = 9
@@ -144,10 +150,22 @@ class Session(InterventionSession, SamplingSession):
             PromptError: the prompt is empty.
             SessionError: the model is switched off.
         """
+        return self.tree.trace(self._node())
+
+    def window(self, position: int) -> Trace:
+        """One position of ``trace()`` alone, at a cost that does not grow with the prompt (see ``TokenTree.window``)."""
+        return self.tree.window(self._node(position + 1))
+
+    def along(self, analysis: Callable[[Trace], xr.Dataset], *, last: int = 1, first: int = 0) -> dict[str, np.ndarray]:
+        """An analysis of each position from ``first`` on, of which only new ones are computed (see ``TokenTree.along``)."""
+        return self.tree.along(self._node(), analysis, last=last, first=first)
+
+    def _node(self, n: int | None = None) -> Node:
+        """The node of the current prompt, or of its first ``n`` tokens."""
         self._require_model()
         if not self.ids:
             raise PromptError("The prompt is empty: give at least one token of text.")
-        return self.tree.trace(self.tree.extend(self.tree.root, self.ids))
+        return self.tree.extend(self.tree.root, self.ids[:n])
 
     # -- prompts -----------------------------------------------------------------------------------------------------------------
 

@@ -16,9 +16,11 @@ activation used, for as long as the trace lives. The tree holds no traces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from lensplorer.errors import PromptError
@@ -30,6 +32,10 @@ from lensplorer.segments import LOGITS, Layout, PathActivations, Pieces, Stepped
 from lensplorer.tokens import token_texts
 from lensplorer.trace import Intervention, Reads, Run, Trace, resolve_reads, run_model
 
+if TYPE_CHECKING:
+    import xarray as xr
+
+_MOST_WINDOWS = 32  # new positions that are looked at one by one
 _FIRST_ROOM, _MOST_ROOM = 8, 64  # positions allocated when a branch starts, and at most at a time
 
 
@@ -155,6 +161,29 @@ class TokenTree:
         start = len(node) - last
         pieces = [(stretch, max(a, start), b) for stretch, a, b in self._pieces(node) if b > start]
         return self._trace_of(pieces, self.path(node)[start:])
+
+    def along(self, node: Node, analysis: Callable[[Trace], xr.Dataset], *, last: int = 1, first: int = 0) -> dict[str, np.ndarray]:
+        """What an analysis says of each position of the path, computed for those not seen before alone and kept with their nodes.
+
+        It must say of a position nothing that depends on a later one, nor on activations before the ``last`` positions up to it: token scores
+        (last=2) and the logit lens (last=1) do. It is its own key: pass the same function again.
+
+        Returns:
+            Each variable that has a position, [position - first, ...], and ``completeness`` where the analysis names one.
+
+        Cost: the analysis of one window for each new position; of the whole path when many are new.
+        """
+        nodes = self.nodes(node)
+        missing = [i for i in range(first, len(nodes)) if analysis not in nodes[i].results]
+        if len(missing) > _MOST_WINDOWS:
+            whole = analysis(self.trace(node))
+            for i in missing:
+                nodes[i].results[analysis] = _at(whole, i)
+        else:
+            for i in missing:
+                nodes[i].results[analysis] = _at(analysis(self.window(nodes[i], last=min(last, i + 1))), -1)
+        rows = [each.results[analysis] if analysis in each.results else _at(analysis(self.trace(each)), -1) for each in nodes[first:]]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def logits(self, node: Node) -> torch.Tensor:
         """The logits that predict what follows ``node``; a view. [d_vocab]"""
@@ -377,3 +406,9 @@ def bytes_per_token(model: LensModel, *, reads: Reads = None, length: int | None
     if tree._layout is None:
         raise RuntimeError("A run left no layout.")
     return tree._layout.n_bytes(0, n := length if length is not None else tree._info.n_ctx) // n
+
+
+def _at(result: xr.Dataset, position: int) -> dict[str, np.ndarray]:
+    """One position of a result."""
+    row = {str(name): values.isel(position=position).values for name, values in result.data_vars.items() if "position" in values.dims}
+    return row | ({"completeness": np.asarray(result.attrs["completeness"])} if "completeness" in result.attrs else {})

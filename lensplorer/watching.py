@@ -1,7 +1,7 @@
 """Long work that can be watched and stopped.
 
-Every analysis that needs more than one run of the model makes them through ``lensplorer.trace.run_model``. It calls ``tick`` before each run, so whoever
-started the work can count the runs, or end it by raising ``Cancelled``, without any analysis knowing of it.
+Every analysis that needs more than one run of the model makes them through ``lensplorer.trace.run_model``. It calls ``tick`` before each run, so
+whoever started the work can count the runs, or end it by raising ``Cancelled``, without any analysis knowing of it.
 """
 
 from __future__ import annotations

@@ -42,13 +42,19 @@ class Here(Source):
         return run_trace(session.model, list(session.ids), interventions=session.interventions, gradients=True)
 
     def code(self, script: Script) -> str:
-        explorer = script.explorer
-        more = ", gradients=True" if self.gradients else ""
-        session = explorer.need_session()
-        if session.interventions:
-            script.define("interventions", "[" + ", ".join(script.intervention(one) for one in session.interventions) + "]")
-            more += ", interventions=interventions"
+        session = script.explorer.need_session()
+        more = (", gradients=True" if self.gradients else "") + script.interventions(session.interventions)
         return script.define("trace", f"lp.run_trace(model, {list(session.ids)}{more})", comment=session.text)
+
+
+@dataclass(frozen=True)
+class Window(Source):
+    """One position of the current run alone, at a cost that does not grow with the prompt. Scripts read the whole run."""
+
+    position: int
+
+    def value(self, explorer: Explorer) -> Trace:
+        return explorer.need_session().window(self.position)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class OtherPrompt(Source):
 
     def code(self, script: Script) -> str:
         session = script.explorer.need_session()
-        more = ", interventions=interventions" if session.interventions else ""
+        more = script.interventions(session.interventions)
         return script.define("other", f"lp.run_trace(model, {list(self.ids)}{more})", comment=str(session.model.tokenizer.decode(list(self.ids))))
 
 
@@ -156,6 +162,13 @@ class Script:
             return "(" + "".join(f"{self.expression(item)}, " for item in value).rstrip() + ")"
         known = type(value).__module__.startswith("lensplorer.")
         return f"lp.{value!r}" if known else repr(value)
+
+    def interventions(self, several: tuple[Any, ...]) -> str:
+        """The argument of a run under these."""
+        if not several:
+            return ""
+        self.define("interventions", "[" + ", ".join(self.intervention(one) for one in several) + "]")
+        return ", interventions=interventions"
 
     def intervention(self, intervention: Any) -> str:
         """How it was made on this page; one out of a file is read back as it stands there."""

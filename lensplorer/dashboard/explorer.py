@@ -16,10 +16,11 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import xarray as xr
 
-from lensplorer.analyses.scores import next_token
+from lensplorer.analyses.scores import next_token, token_scores
 from lensplorer.dashboard.actions import perform
-from lensplorer.dashboard.asking import Call, Dictionary, Here, Source, call
+from lensplorer.dashboard.asking import Call, Dictionary, Here, Source, Window, call
 from lensplorer.dashboard.colouring import Colouring, TokenView, available_views
 from lensplorer.dashboard.costs import Costs, key_of
 from lensplorer.dashboard.options import Options
@@ -43,6 +44,7 @@ Loader = Callable[[str | None], LensModel]
 Later = Callable[[Callable[[], None]], None]
 
 HERE = Here()
+SCORES = call(token_scores, HERE)
 _PACE_TOKENS = 16
 _LONGEST_TOKEN = 200  # characters; a token of a whole line of dashes need not be sent in full
 
@@ -72,6 +74,7 @@ class Explorer:
         self._answers_of: Any = ()
         self._asked: list[Call] | None = None
         self._asked_by: dict[str, list[Call]] = {}
+        self._asked_when: dict[str, Any] = {}
         if options.seed is not None:
             torch.manual_seed(options.seed)
 
@@ -299,22 +302,43 @@ class Explorer:
 
     def ask(self, question: Call) -> Any:
         """The answer, which the panel in the making is then known by."""
-        if self._asked is not None:
-            self._asked.append(question)
+        self.note(question)
         return self.answer(question)
 
     def answer(self, source: Source) -> Any:
         """The value of a source, remembered while prompt and interventions stay the same."""
-        session = self.need_session()
-        key = (session.ids, session.interventions)
+        key = self._key()
         if key != self._answers_of:
             self._answers, self._answers_of = {}, key
             self.costs.revoke()
         if isinstance(source, Dictionary):
             return source.value(self)
         if source not in self._answers:
-            self._answers[source] = source.value(self)
+            self._answers[source] = self._scores() if source == SCORES else source.value(self)
         return self._answers[source]
+
+    def _key(self) -> Any:
+        """What answers hold for."""
+        session = self.need_session()
+        return session.ids, session.interventions
+
+    def note(self, question: Call) -> None:
+        """The panel in the making shows this, found in a cheaper way; the question is what its script and its data are made from."""
+        if self._asked is not None:
+            self._asked.append(question)
+
+    def look(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """An analysis that takes a ``position``, at the one looked at: a run of that position alone says the same."""
+        self.note(call(function, HERE, *arguments, position=self.position, **options))
+        return self.answer(call(function, self.here, *arguments, **options))
+
+    def _scores(self) -> xr.Dataset:
+        return xr.Dataset({name: ("position", values) for name, values in self.need_session().along(token_scores, last=2).items()})
+
+    @property
+    def here(self) -> Window:
+        """The run up to the position looked at."""
+        return Window(self.position)
 
     def has_answer(self, question: Source) -> bool:
         return question in self._answers
@@ -326,7 +350,7 @@ class Explorer:
     def candidates(self) -> Any:
         """The candidates after the current position (see ``next_token``)."""
         k = self.options.config.display.tokens_to_show
-        return self.answer(call(next_token, HERE, k=k, position=self.position, search=self.state.search or None))
+        return self.answer(call(next_token, self.here, k=k, search=self.state.search or None))
 
     def selected_token(self) -> int:
         """The id of the selected candidate.
@@ -386,7 +410,7 @@ class Explorer:
         try:
             with self.costs.running(panel.name, self.costs.expected(key, guess)):
                 yield
-            self._asked_by[panel.name] = self._asked
+            self._asked_by[panel.name], self._asked_when[panel.name] = self._asked, self._key()
             if len(self._answers) > known:
                 self.costs.learn(key, guess, time.perf_counter() - started)
         finally:
@@ -398,8 +422,8 @@ class Explorer:
         Raises:
             SessionError: it shows nothing.
         """
-        asked = [question for question in dict.fromkeys(self._asked_by.get(name, [])) if question in self._answers]
-        if not asked:
+        asked = list(dict.fromkeys(self._asked_by.get(name, [])))
+        if not asked or self._asked_when.get(name) != self._key():
             raise SessionError(f"The panel {PANELS[name].title!r} shows no result now: there is nothing to copy or save.")
         return asked
 

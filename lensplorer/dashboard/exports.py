@@ -38,7 +38,7 @@ def exported(explorer: Explorer, name: str, kind: str) -> dict[str, Any]:
         from lensplorer.formats.figures import export_figure
         from lensplorer.formats.tables import export_table
 
-        result = explorer.answer(explorer.asked_by(name)[0])
+        result = explorer.asked_by(name)[0].value(explorer)  # asked anew: what is on screen may have been put together position by position
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.{kind}"
             if kind == "html":

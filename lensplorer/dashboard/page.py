@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -84,6 +85,7 @@ class Desk:
         with edit_readonly(self.page):
             self.page.busy = False  # in place of a reference to the server's business, which cost 20 ms of model searches per key
         self._doc: Document | None = pn.state.curdoc
+        self._loop = _running_loop()
         self._next: dict[str, Any] | None = None  # parts that the document has not taken yet
         self._mutex = threading.Lock()
         self._arguments = dict(pn.state.session_args or {})
@@ -147,10 +149,12 @@ class Desk:
 
     def _finish(self) -> None:
         """As ``_draw``, for the parts that may come later; then the autosave, and the next step of a play."""
+        started = time.perf_counter()
         for part in later_parts(self.explorer):
             self._send(part)
             if self.worker.is_waiting():
                 return
+        self._send({"settled": {"seq": self.explorer.state.acknowledged, "milliseconds": 1000 * (time.perf_counter() - started)}})
         self._autosave()
         if self.explorer.state.playing and not self._pace.is_alive():
             self._pace = threading.Timer(PACE, self.worker.submit, [self.explorer.play_on])
@@ -181,10 +185,14 @@ class Desk:
             waiting, self._next = self._next is not None, {**(self._next or {}), **parts}
         if waiting:
             return
-        if self._doc is not None and self._doc.session_context is not None:
-            self._doc.add_next_tick_callback(self._show)
-        else:
+        if self._loop is None or self._doc is None or self._doc.session_context is None:
             self._show()
+        else:
+            self._loop.call_soon_threadsafe(self._ask_document)
+
+    def _ask_document(self) -> None:
+        """On the server's thread: from another one, a callback added while the document holds its events is lost now and then."""
+        self._doc.add_next_tick_callback(self._show)  # type: ignore[union-attr]
 
     def _show(self) -> None:
         """Under the document's lock: send what changed."""
@@ -193,6 +201,14 @@ class Desk:
         self.shell.show(picture)
         if "status" in picture:
             self.page.dark_theme = picture["status"]["theme"] == "dark"
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The server's event loop; None outside a server."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def send_at_once(doc: Any) -> None:

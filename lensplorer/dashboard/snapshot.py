@@ -182,7 +182,7 @@ def _candidates(explorer: Explorer) -> dict[str, Any]:
     if not explorer.state.search:
         part |= _drawn_from(explorer, ids)
     if explorer.state.layer_display and ids:
-        lens = explorer.answer(call(logit_lens, Here(), tokens=tuple(ids))).isel(position=position)
+        lens = explorer.answer(call(logit_lens, explorer.here, tokens=tuple(ids))).isel(position=-1)
         part["layers"] = [numbers(row) for row in lens[explorer.state.layer_display].transpose("target", "layer").values]
     return part
 

@@ -12,6 +12,7 @@ import xarray as xr
 import lensplorer as lp
 from lensplorer.dashboard.asking import call
 from lensplorer.dashboard.costs import Running
+from lensplorer.dashboard.explorer import HERE
 from lensplorer.dashboard.exports import FORMATS, exported, script_of
 from lensplorer.dashboard.options import Options
 from lensplorer.dashboard.panels import PANELS, panel_part
@@ -78,7 +79,7 @@ def test_a_script_gives_the_numbers_on_screen(story, name):
     space: dict[str, Any] = {}
     exec(compile(script_of(story.explorer, name), name, "exec"), {"print": lambda *said: None}, space)
     asked = story.explorer.asked_by(name)[0]
-    xr.testing.assert_allclose(space["result"], story.explorer.answer(asked), rtol=1e-3, atol=1e-4)
+    xr.testing.assert_allclose(space["result"], asked.value(story.explorer), rtol=1e-3, atol=1e-4)
 
 
 def test_a_script_under_interventions_gives_the_changed_numbers(story):
@@ -90,7 +91,7 @@ def test_a_script_under_interventions_gives_the_changed_numbers(story):
         figures(story, name)
         space: dict[str, Any] = {}
         exec(compile(script_of(story.explorer, name), name, "exec"), {"print": lambda *said: None}, space)
-        xr.testing.assert_allclose(space["result"], story.explorer.answer(story.explorer.asked_by(name)[0]), rtol=1e-3, atol=1e-4)
+        xr.testing.assert_allclose(space["result"], story.explorer.asked_by(name)[0].value(story.explorer), rtol=1e-3, atol=1e-4)
     (in_force, both) = figures(story, "interventions")
     assert len(in_force["rows"]) == 2
     plain = lp.next_token_change(trace(story), trace(story, interventions=story.session.interventions), k=12)
@@ -106,6 +107,21 @@ def test_every_choice_draws_or_says_why(story, name, control, choice):
     part = part_of(story, name, **{control: choice})
     assert "error" not in part, part["error"]
     assert part["figures"] or part["note"]
+
+
+def test_what_is_kept_position_by_position_is_what_one_run_gives(story):
+    story("branch")
+    story("pop")
+    story("append", token_id=77)
+    story("append")
+    run = trace(story)
+    scores = story.explorer.answer(call(lp.token_scores, HERE))
+    for name in ("probability", "entropy", "energy", "rank"):
+        close(scores[name], lp.token_scores(run)[name])
+    (grid,) = figures(story, "lens", colour="entropy")
+    close(np.array(grid["values"])[::-1], lp.logit_lens(run).entropy.values[:, grid["first"] :])
+    story("put_cursor", to=4)
+    assert figures(story, "lens")[0]["mark"] + grid["first"] == 4
 
 
 def test_decomposition_by_layer_head_and_source(story):
@@ -332,7 +348,7 @@ def test_nothing_to_export(story):
 
 
 def test_answers_are_kept_for_a_prompt_and_its_interventions(story):
-    question = call(lp.residual_norms, *story.explorer.asked_by("lens")[0].arguments) if figures(story, "lens") else None
+    question = call(lp.residual_norms, HERE)
     first = story.explorer.answer(question)
     assert story.explorer.answer(question) is first
     story("set_control", panel="interventions", name="kind", value="ablate MLP")

@@ -1,5 +1,7 @@
 // The candidates: what the model would say next after the position looked at.
 
+const ROW = 24, HEAD = 25; // px: a row, and the headings that stay
+
 function makeCandidates(page) {
   const after = make("span", { class: "mono quoted" });
   const search = make("input", {
@@ -21,6 +23,9 @@ function makeCandidates(page) {
   const root = make("section", { class: "card candidates-card", "aria-label": "Candidates" }, head, scroll, note, foot);
   const rows = [];
   let marked = null;
+  const view = { from: 0, tall: 400 }; // what of the list can be seen
+  scroll.addEventListener("scroll", () => (view.from = scroll.scrollTop), { passive: true });
+  new ResizeObserver((entries) => (view.tall = entries.at(-1).contentRect.height)).observe(scroll);
 
   search.addEventListener("input", () => page.act("search", { text: search.value }));
   search.addEventListener("keydown", (event) => {
@@ -123,9 +128,9 @@ function makeCandidates(page) {
     for (const { tr } of rows) tr.classList.toggle("selected", tr === marked);
     if (!marked) return;
     marked.setAttribute("aria-selected", "true");
-    const head = headings.offsetHeight;
-    if (marked.offsetTop - head < scroll.scrollTop) scroll.scrollTop = marked.offsetTop - head;
-    else if (marked.offsetTop + marked.offsetHeight > scroll.scrollTop + scroll.clientHeight) scroll.scrollTop = marked.offsetTop + marked.offsetHeight - scroll.clientHeight;
+    const top = page.local.selected * ROW; // reckoned, not asked: asking would lay out the page
+    if (top < view.from) scroll.scrollTop = top;
+    else if (top + ROW > view.from + view.tall - HEAD) scroll.scrollTop = top + ROW + HEAD - view.tall;
   }
 
   return { root, draw, drawSelection, search: () => search.focus() };

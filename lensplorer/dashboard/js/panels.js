@@ -67,7 +67,7 @@ function makePanels(page) {
     const line = make("div", { class: "progress", hidden: true });
     const root = make("section", { class: "card panel", "data-panel": name, "aria-label": title, style: `--span:${span}` },
       make("div", { class: "bar" }, heading, badge.root, make("span", { class: "grow" }), more, large, close, menu), controls, line, body, note);
-    const frame = { name, root, body, note, badge, heading, controls, line, title, about, height, drawn: null, drawnWidth: 0, controlsShown: "" };
+    const frame = { name, root, body, note, badge, heading, controls, line, title, about, height, width: 0, tall: 0, controlsShown: "" };
 
     heading.addEventListener("dragstart", (event) => ((dragged = name), event.dataTransfer.setData("text/plain", name), root.classList.add("dragged")));
     heading.addEventListener("dragend", () => ((dragged = null), root.classList.remove("dragged")));
@@ -100,7 +100,14 @@ function makePanels(page) {
       event.stopPropagation();
     }
     menu.addEventListener("keydown", (event) => event.key === "Escape" && (closeMenu(), more.focus(), event.stopPropagation()));
-    new ResizeObserver(() => Math.abs(body.clientWidth - frame.drawnWidth) > 3 && frame.part && drawBody(frame)).observe(body);
+    // The size is kept, since asking for it while drawing would lay the whole page out once for each panel.
+    new ResizeObserver((entries) => {
+      const { width, height: tall } = entries.at(-1).contentRect;
+      if (!width) return;
+      const differs = Math.abs(width - frame.width) > 3;
+      (frame.width = width), (frame.tall = tall);
+      if (differs && frame.part) drawBody(frame);
+    }).observe(body);
     drawFrame(frame);
     return frame;
   }
@@ -118,7 +125,8 @@ function makePanels(page) {
     }
     drawControls(frame, part);
     frame.root.classList.toggle("stale", false);
-    if (frame.part === part && frame.theme === page.theme && frame.at === page.at()) return;
+    const isMarked = part.figures?.some((figure) => figure.kind === "columns"); // they show the cursor's column
+    if (frame.part === part && frame.theme === page.theme && (frame.at === page.at() || !isMarked || page.fresh)) return;
     frame.part = part;
     drawBody(frame);
   }
@@ -127,18 +135,17 @@ function makePanels(page) {
     const { part, body, note } = frame;
     frame.theme = page.theme;
     frame.at = page.at();
-    const width = body.clientWidth || frame.root.clientWidth - 16;
-    frame.drawnWidth = body.clientWidth;
+    const width = frame.width || (frame.width = (body.clientWidth || frame.root.clientWidth) - 16);
     const figures = part.figures ?? [];
     const tables = figures.filter((figure) => figure.kind === "table").length;
-    const each = frame.root.classList.contains("maximised") ? (body.clientHeight - 8) / Math.max(1, figures.length - tables) : (frame.height || 260) / Math.max(1, figures.length);
-    const scrolled = body.scrollTop;
+    const each = frame.root.classList.contains("maximised") ? (frame.tall - 8) / Math.max(1, figures.length - tables) : (frame.height || 260) / Math.max(1, figures.length);
+    const scrolled = tables ? body.scrollTop : 0;
     body.replaceChildren(...figures.map((figure) => {
       const drawn = figure.kind === "table" ? drawTable(page, figure) : drawFigure(page, figure, width, Math.max(figure.height ?? (figure.kind === "columns" ? 110 : 0), figure.height ?? each));
       drawn.figure = figure;
       return drawn;
     }));
-    body.scrollTop = scrolled;
+    if (scrolled) body.scrollTop = scrolled;
     body.hidden = !figures.length;
     const text = part.error ?? part.empty ?? [part.cost ? `About ${formatSeconds(part.cost)} on this machine.` : "", part.note].filter(Boolean).join(" ");
     note.shown = null;

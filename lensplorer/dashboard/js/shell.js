@@ -130,6 +130,7 @@ export function render({ model, el }) {
     }
     if (["strip", "colouring", "status"].some((name) => parts.has(name))) strip.draw();
     if (parts.has("candidates") || parts.has("status")) candidates.draw();
+    page.fresh = parts.has("strip"); // another text: the panels' new pictures are on their way
     if (parts.has("running")) panels.drawProgress();
     if ([...parts].some((name) => name.startsWith("panel.") || name === "status")) panels.draw();
     if (parts.has("prompts") || parts.has("settings")) rail.draw();
@@ -139,7 +140,7 @@ export function render({ model, el }) {
     shell.dataset.acknowledged = page.status.acknowledged;
     shell.dataset.tokens = page.status.n;
     shell.dataset.ready = String(Boolean(listening && page.model.name));
-    shell.dataset.panels = [...shell.querySelectorAll(".panel")].every((panel) => panel.dataset.state) ? "drawn" : "waiting";
+    if (page.settled) (shell.dataset.settled = page.settled.seq), (shell.dataset.panelsTook = page.settled.milliseconds);
     shell.classList.toggle("off", Boolean(page.strip.off));
     if (listening && page.model.name) panels.tellShown(), page.tour.offer();
   }

@@ -54,7 +54,7 @@ def _rows_badge(weights: np.ndarray) -> dict[str, str]:
 
 
 def _by_layer(explorer: Explorer, settings: Settings) -> Picture:
-    weights = explorer(attention_by_layer, position=explorer.position).weight.values
+    weights = explorer.look(attention_by_layer).weight.values
     rows = [f"block {layer}" for layer in range(len(weights))]
     figure = _attention(weights[::-1], rows[::-1], explorer, row="block", mark=explorer.position)
     title = f"Attention from {explorer.shown_token(explorer.ids[explorer.position])}, mean over heads"
@@ -69,9 +69,10 @@ def _one_head(explorer: Explorer, settings: Settings) -> Picture:
 
 
 def _all_heads(explorer: Explorer, settings: Settings) -> Picture:
-    weights = explorer(attention_patterns).weight.values[:, :, explorer.position]
+    explorer.note(call(attention_patterns, HERE))
+    weights = explorer.answer(call(attention_patterns, explorer.here)).weight.values[:, :, -1]
     n_layers, n_heads, n = weights.shape
-    flat = weights.reshape(-1, n)[:, : explorer.position + 1]
+    flat = weights.reshape(-1, n)
     rows = [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
     figure = _attention(flat, rows, explorer, row="head", mark=explorer.position)
     return {"figures": [figure], "title": f"What every head reads at position {explorer.position}", "badge": _rows_badge(flat)}

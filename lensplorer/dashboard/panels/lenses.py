@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lensplorer.analyses.lenses import contrast, logit_lens
+from lensplorer.dashboard.asking import Here, call
 from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, badge, heat, lines, plain
 from lensplorer.tokens import visible
 
@@ -23,18 +24,15 @@ def layer_name(layer: int) -> str:
 
 
 def _lens(explorer: Explorer, settings: Settings) -> Picture:
-    result = explorer(logit_lens)
-    n = len(explorer.need_session().ids)
+    n = len(explorer.ids)
     last = min(n, explorer.position + AFTER + 1)
     first = max(0, last - WINDOW)
-    ids = result.top_token_id.values[:, first:last]  # [layer, position, rank]
-    shares = result.top_probability.values[:, first:last]
+    explorer.note(call(logit_lens, Here()))
+    lens = explorer.need_session().along(logit_lens, first=first)
+    lens = {name: values[: last - first] for name, values in lens.items()}
+    ids, shares = (lens[name].swapaxes(0, 1) for name in ("top_token_id", "top_probability"))  # [layer, position, rank]
     rows = range(len(ids))[::-1]  # the last layer on top
-    colour = {
-        "probability": shares[..., 0],
-        "entropy": result.entropy.values[:, first:last],
-        "KL to the last layer": result.kl_to_final.values[:, first:last],
-    }
+    colour = {"probability": shares[..., 0], "entropy": lens["entropy"].T, "KL to the last layer": lens["kl_to_final"].T}
     values = colour[settings["colour"]]
     high = 1.0 if settings["colour"] == "probability" else max(float(np.nanmax(values)), 1e-6)
     tops = [[[[explorer.shown_token(t), float(f"{p:.4g}")] for t, p in zip(ids[r, c], shares[r, c])] for c in range(last - first)] for r in rows]
@@ -54,7 +52,7 @@ def _lens(explorer: Explorer, settings: Settings) -> Picture:
         tops=tops,
         fit=74,
     )
-    return {"figures": [figure], "badge": badge("Δ", float(result.attrs.get("completeness", np.nan)), good=1e-3, near=1e-2, about=_SAME)}
+    return {"figures": [figure], "badge": badge("Δ", float(lens["completeness"].max()), good=1e-3, near=1e-2, about=_SAME)}
 
 
 LENS = Panel(
@@ -73,7 +71,8 @@ def _layers(explorer: Explorer, settings: Settings) -> Picture:
     """The first candidates over the layers, at the position looked at."""
     shown = explorer.candidates().token_id.values[: int(settings["count"])]
     ids = [int(token_id) for token_id in dict.fromkeys([*shown.tolist(), explorer.selected_token()])]
-    result = explorer(logit_lens, tokens=tuple(ids)).isel(position=explorer.position)
+    explorer.note(call(logit_lens, Here(), tokens=tuple(ids)))
+    result = explorer.answer(call(logit_lens, explorer.here, tokens=tuple(ids))).isel(position=-1)
     names = {"probability": "probability", "logit": "logit", "correlation": "correlation"}
     values = result[names[settings["show"]]].transpose("target", "layer").values
     series = [
@@ -105,7 +104,7 @@ def _contrast(explorer: Explorer, settings: Settings) -> Picture:
     b = settings["b"] or second
     if b is None:
         return {"figures": [], "note": "There is no second candidate to contrast with: name one."}
-    result = explorer(contrast, a, b, position=explorer.position)
+    result = explorer.look(contrast, a, b)
     one, other = visible(str(result.attrs["a"])), visible(str(result.attrs["b"]))
     x = [layer_name(layer) for layer in result.layer.values]
     show = settings["show"]

@@ -22,7 +22,10 @@ def _build(explorer: Explorer, settings: Settings) -> Picture:
     target, versus, position = explorer.target, settings["versus"] or None, explorer.position
     unit = settings["unit"]
     about = f"logit of {explorer.shown_token(target)}" + (f" − {visible(versus)}" if versus else "")
-    result = explorer(residual_decomposition, target, versus=versus, unit=unit, position=position)
+    if unit == "source":  # what heads read stands at all positions
+        result = explorer(residual_decomposition, target, versus=versus, unit=unit, position=position)
+    else:
+        result = explorer.look(residual_decomposition, target, versus=versus, unit=unit)
     total = f"The {about}: {float(result.attrs['logit']):+.4g}."
     if unit == "layer":
         names = [str(name) for name in result.component.values]

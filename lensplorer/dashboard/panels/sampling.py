@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lensplorer.dashboard.asking import Here, call
 from lensplorer.dashboard.panels.base import Panel, Picture, Settings, completeness_badge, heat, table
-from lensplorer.sampling.distribution import sampling_distribution
+from lensplorer.sampling.distribution import distribution_of, sampling_distribution
 
 if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
@@ -18,15 +19,16 @@ _SHOWN = 12
 def distribution(explorer: Explorer) -> Any:
     """The pipeline's distribution after the position looked at, under the settings of now."""
     session = explorer.need_session()
-    n_prompt = min(session.state.prompt.n_given, explorer.position + 1)
-    return explorer(
-        sampling_distribution,
-        params=session.decoding,
-        position=explorer.position,
-        k=explorer.options.config.display.tokens_to_show,
-        n_prompt=n_prompt,
-        constraint=session.constraint if explorer.at_end else None,
-    )
+    ids = session.ids[: explorer.position + 1]
+    options: dict[str, Any] = {
+        "params": session.decoding,
+        "k": explorer.options.config.display.tokens_to_show,
+        "n_prompt": min(session.state.prompt.n_given, len(ids)),
+        "constraint": session.constraint if explorer.at_end else None,
+    }
+    explorer.note(call(sampling_distribution, Here(), position=explorer.position, **options))
+    window = explorer.answer(explorer.here)
+    return distribution_of(window, window.logits[-1], ids, chosen=None, **options)
 
 
 def _build(explorer: Explorer, settings: Settings) -> Picture:
