@@ -1,7 +1,8 @@
 """The two backends: a Hugging Face checkpoint becomes a HookedTransformer or a TransformerBridge, and is proved to compute the same.
 
 HookedTransformer as it comes re-lays W_Q, W_K, W_V, W_O and W_U in memory on every call, which is most of the time of a one-token step.
-``lay_out_weights`` stores the same values once in the layout that those products want; the logits stay the same to the bit.
+``lay_out_weights`` stores the same values once in the layout that those products want; the logits stay the same to the bit, but for the
+rounding of ``product_of_few`` where a few positions are unembedded.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ import torch
 from lensplorer.catalogue import ModelFiles
 from lensplorer.errors import ModelError, first_line
 from lensplorer.models import ModelInfo
+from lensplorer.products import is_product_of_few, product_of_few
 
 logger = logging.getLogger(__name__)
 
@@ -285,6 +288,14 @@ def lay_out_weights(model: Any) -> None:
             output.data = output.data.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     unembed = model.unembed.W_U  # [d_model, d_vocab], read as [d_vocab, d_model]
     unembed.data = unembed.data.T.contiguous().T
+    model.unembed.forward = MethodType(_unembed, model.unembed)
+
+
+def _unembed(module: Any, residual: torch.Tensor) -> torch.Tensor:
+    """``Unembed.forward``, a few positions at once in half the time."""
+    if not is_product_of_few(residual, module.W_U):
+        return type(module).forward(module, residual)
+    return module.hook_out(product_of_few(module.hook_in(residual), module.W_U, module.b_U))
 
 
 @contextmanager

@@ -64,7 +64,8 @@ def _with_room(buffer: torch.Tensor | None, like: torch.Tensor, length: int, nee
     if buffer is not None and buffer.shape[2] >= needed:
         return buffer
     batch, heads, _, width = like.shape
-    grown = like.new_empty(batch, heads, needed + max(_ROOM, length // 8), width)
+    with torch.inference_mode(False):  # it is written to outside of a run too
+        grown = like.new_empty(batch, heads, needed + max(_ROOM, length // 8), width)
     if buffer is not None:
         grown[:, :, :length] = buffer[:, :, :length]
     return grown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -76,6 +77,11 @@ def test_the_memory_layout_changes_no_bit(tiny_folder):
     before = usual(tokens)
     lay_out_weights(usual)
     assert torch.equal(before, usual(tokens))
+    with torch.no_grad():  # the unembedding of a few positions is another product, rounded otherwise
+        assert torch.allclose(before, usual(tokens), rtol=1e-5, atol=1e-6)
+        copied = copy.deepcopy(usual)
+        copied.unembed.W_U.data.zero_()
+        assert not copied(tokens).any() and usual(tokens).any()
     flat = usual.blocks[0].attn.W_Q.permute(0, 2, 1).reshape(-1, model.cfg.d_model)
     assert flat.data_ptr() == usual.blocks[0].attn.W_Q.data_ptr()  # what the product reads is a view
 

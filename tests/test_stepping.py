@@ -11,8 +11,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from lensplorer.analyses.attribution import attribute
 from lensplorer.errors import PromptError
-from lensplorer.models import model_info
+from lensplorer.models import load_model, model_info
 from lensplorer.stepping import Node, TokenTree, bytes_per_token
 from lensplorer.trace import Hook, Trace, run_trace
 from tests import tiny
@@ -404,6 +405,17 @@ def test_bytes_per_token(tiny_model: Callable[..., Any]) -> None:
 def test_model_is_left_without_hooks(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("gpt2")
     assert model_info(model).backend == "hooked"
+    before = [("forward" in module.__dict__) for module in model.modules()]
     tree = TokenTree(model)
     tree.trace(tree.extend(tree.root, LONG[:3]))
-    assert not any(module._forward_hooks or "forward" in module.__dict__ for module in model.modules())
+    assert [("forward" in module.__dict__) for module in model.modules()] == before
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_gradients_after_steps(architecture: str, tiny_folder: Callable[..., Any]) -> None:
+    """Steps run without autograd's bookkeeping; what a model keeps of them must not be in the way of a run with gradients."""
+    model = load_model(str(tiny_folder(architecture)))
+    tree = TokenTree(model)
+    tree.extend(tree.extend(tree.root, LONG[:20]), LONG[20])
+    assert torch.isfinite(torch.from_numpy(attribute(run_trace(model, LONG[:12], gradients=True), 5, method="saliency").attribution.values)).all()

@@ -212,8 +212,9 @@ class _Grid:
         per_chunk = max(1, _CHUNK // self.width)
         self.n_positions = min(shape[1], per_chunk)
         self.n_layers = min(shape[0], max(1, per_chunk // self.n_positions))
-        self.logits = like.new_full((self.n_layers * self.n_positions, self.width), torch.finfo(like.dtype).min)
-        self.exponentials = torch.zeros_like(self.logits)
+        self.logits = like.new_empty(self.n_layers * self.n_positions, self.width)
+        self.logits[:, self.unembedding.d_vocab :] = torch.finfo(like.dtype).min
+        self.exponentials = torch.empty_like(self.logits)
         self.final = like.new_zeros(self.n_positions, self.width)
 
     def fill(self) -> _Grid:

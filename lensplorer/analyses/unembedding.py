@@ -18,13 +18,13 @@ import torch
 
 from lensplorer.errors import AnalysisError
 from lensplorer.models import LensModel
+from lensplorer.products import is_product_of_few, product_of_few
 
 #: Largest |Δ| that rounding explains, relative to the largest value at hand. In float32 the order of summation; in the half precisions the
 #: model's own rounding of each of its sums and products, which arithmetic in float32 does not repeat.
 ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 _BLOCK = 2**23  # elements of W_U at a time where it is converted to float32, or multiplied by few rows: 32 MiB
-_FEW_ROWS = 64  # up to so many, the product is bound by reading W_U
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,38 +143,25 @@ class Unembedding:
         with torch.no_grad():
             normed = self.normed(residual)
             z = normed.new_empty(len(normed), self.d_vocab) if out is None else out
-            product = _product_of_few if self._few(len(normed)) else _product
-            if self.weight.dtype == self.dtype and product is _product:
-                product(normed, self.weight, self.bias, z)
-            else:
-                step = max(1, _BLOCK // len(self.weight))
-                for start in range(0, self.d_vocab, step):
-                    block = slice(start, start + step)
-                    bias = None if self.bias is None else self.bias[block].to(self.dtype)
-                    product(normed, self.weight[:, block].to(self.dtype), bias, z[:, block])
+            step = self.d_vocab if self._whole(normed) else max(1, _BLOCK // len(self.weight))
+            for start in range(0, self.d_vocab, step):
+                block = slice(start, start + step)
+                weight, bias = self.weight[:, block].to(self.dtype), None if self.bias is None else self.bias[block].to(self.dtype)
+                if is_product_of_few(normed, weight):
+                    z[:, block] = product_of_few(normed, weight, bias)
+                elif bias is None:
+                    torch.mm(normed, weight, out=z[:, block])
+                else:
+                    torch.addmm(bias, normed, weight, out=z[:, block])
             return self.capped(z)
 
-    def _few(self, rows: int) -> bool:
-        """Whether ``_product_of_few`` is the faster for so many rows; it is at hand for float32 on a CPU, W_U in the order of ``lay_out_weights``."""
-        fits = self.dtype == torch.float32 and self.weight.device.type == "cpu" and self.weight.T.is_contiguous()
-        return fits and rows <= _FEW_ROWS and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    def _whole(self, normed: torch.Tensor) -> bool:
+        """Whether W_U is multiplied in one piece, not block by block: where it is not converted, and the product writes where it should."""
+        return self.weight.dtype == self.dtype and not is_product_of_few(normed, self.weight)
 
     def capped(self, z: torch.Tensor) -> torch.Tensor:
         """The soft cap, in place."""
         return z if self.soft_cap is None else z.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
-
-
-def _product(normed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    if bias is None:
-        torch.mm(normed, weight, out=out)
-    else:
-        torch.addmm(bias, normed, weight, out=out)
-
-
-def _product_of_few(normed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    """The same by oneDNN, which reads the weight as it lies: the usual product first copies it to a layout of its own, which costs more than
-    multiplying a dozen rows, and gives one row to one thread."""
-    out.copy_(torch.nn.functional.linear(normed.to_mkldnn(), weight.T, bias).to_dense())
 
 
 def unembed(model: LensModel, residual: torch.Tensor) -> torch.Tensor:

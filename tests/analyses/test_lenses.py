@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lensplorer import products
 from lensplorer.analyses import lenses as module
 from lensplorer.analyses import unembedding as unembedding_module
 from lensplorer.analyses.lenses import contrast, logit_lens
@@ -304,12 +305,13 @@ def test_few_rows_and_many_are_the_same_product(dtype, tiny_model, monkeypatch):
     unembedding = Unembedding(tiny_model("gpt2", dtype=dtype))
     unembedding.bias = torch.linspace(-1, 1, unembedding.d_vocab).to(unembedding.weight.dtype)
     monkeypatch.setattr(unembedding_module, "_BLOCK", 100 * len(unembedding.weight))  # blocks of 100 of 320
-    rows = torch.randn(unembedding_module._FEW_ROWS + 1, len(unembedding.weight), generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(products._FEW + 1, len(unembedding.weight), generator=torch.Generator().manual_seed(0))
     normed = unembedding.normed(rows).double()
     expected = normed @ unembedding.weight.double() + unembedding.bias.double()
     tolerance = 1e-12 if dtype == "float64" else 1e-5
     for n in (1, 13, len(rows) - 1, len(rows)):
-        assert unembedding._few(n) == (dtype != "float64" and n < len(rows) and torch.backends.mkldnn.is_available())
+        few = products.is_product_of_few(unembedding.normed(rows[:n]), unembedding.weight.to(unembedding.dtype))
+        assert few == (dtype != "float64" and n < len(rows) and torch.backends.mkldnn.is_available())
         padded = torch.full((n, unembedding.d_vocab + 7), torch.nan)
         for out in (None, padded.to(unembedding.dtype)[:, : unembedding.d_vocab]):
             found = unembedding.logits(rows[:n], out=out)
