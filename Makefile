@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: explore test check pytest bench peers install install-test browser screenshots storyworld clean
+.PHONY: explore test check pytest bench peers install install-test browser screenshots notebooks storyworld clean
 
 explore: install
 	$(BIN)/lensplorer explore $(ARGS)
@@ -29,6 +29,10 @@ peers: install-test
 
 screenshots: install-test browser
 	$(BIN)/python -m tests.ui.screenshots images
+
+# Runs the notebooks and keeps their outputs.
+notebooks: install-test
+	$(BIN)/python notebooks/execute.py
 
 storyworld: install-test
 	$(BIN)/python -m lensplorer.storyworld

@@ -23,8 +23,16 @@ from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).parent
 #: A kernel that says nothing about the machine: no progress bars, no colours, no hub.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error", "LENSPLORER_MODEL": "storyworld"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "LENSPLORER_MODEL": "storyworld",
+}
 EMPTY = "%reset -f"
+#: What a still page shows. Scripts and interactive figures, megabytes of them, are left out.
+KEPT = ("text/plain", "text/html", "text/markdown", "image/png")
 
 
 def notebooks() -> list[Path]:
@@ -52,6 +60,7 @@ def execute(path: Path, kernel: KernelManager) -> tuple[Any, str]:
     for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
         cell.execution_count = count
         cell.metadata = {}
+        cell.outputs = [output for output in map(still, cell.outputs) if output is not None]
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
@@ -62,17 +71,27 @@ def execute(path: Path, kernel: KernelManager) -> tuple[Any, str]:
     return notebook, error
 
 
+def still(output: Any) -> Any:
+    """An output without what a still page cannot show; None when nothing is left."""
+    if "data" not in output:
+        return output
+    output.data = {kind: value for kind, value in output.data.items() if kind in KEPT and "<script" not in value}
+    return output if output.data else None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the notebooks and keep their outputs.")
     parser.add_argument("names", nargs="*", help="file names; all when none is given")
     parser.add_argument("--out", type=Path, help="where the results go; in place when not given")
     asked = parser.parse_args()
+    folder: Path = asked.out or HERE
+    folder.mkdir(parents=True, exist_ok=True)
     kernel, failed = start_kernel(), 0
     try:
         for path in [HERE / Path(name).name for name in asked.names] or notebooks():
             began = time.monotonic()
             notebook, error = execute(path, kernel)
-            nbformat.write(notebook, (asked.out or HERE) / path.name)
+            nbformat.write(notebook, folder / path.name)
             failed += bool(error)
             sys.stderr.write(f"{path.name}: {f'FAILED{os.linesep}{error}' if error else f'{time.monotonic() - began:.1f} s'}\n")
     finally:

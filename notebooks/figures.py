@@ -24,8 +24,9 @@ plt.rcParams.update(
 
 
 def labels(tokens: Sequence[Any]) -> list[str]:
-    """Tokens as they can be seen, in signs that the font has: a space is ·, a line break ⏎."""
-    return [visible(str(token)).replace("␠", "·") for token in getattr(tokens, "values", tokens)]
+    """Tokens as they can be seen, in signs that the font has: a space before or alone is ·, a line break ⏎."""
+    shown = (visible(str(token)) for token in getattr(tokens, "values", tokens))
+    return [text.replace("␠", "·", 1).replace("␠", " ") if text.startswith("␠") else text.replace("␠", " ") for text in shown]
 
 
 def strip(tokens: Sequence[Any], values: Sequence[float], title: str, *, quantity: str = "probability", low: float = 0.0, high: float = 1.0) -> None:
@@ -41,7 +42,11 @@ def strip(tokens: Sequence[Any], values: Sequence[float], title: str, *, quantit
             row, column = row + 1, 0.0
     rows = max(y for _, y in places) + 1
     figure, (axes, beside) = plt.subplots(
-        1, 2, figsize=(WIDTH, 0.26 * rows + 0.4), width_ratios=(40, 1), gridspec_kw={"left": 0, "right": 0.96, "top": 1 - 0.3 / (0.26 * rows + 0.4), "bottom": 0.02, "wspace": 0.02}
+        1,
+        2,
+        figsize=(WIDTH, 0.26 * rows + 0.4),
+        width_ratios=(40, 1),
+        gridspec_kw={"left": 0, "right": 0.96, "top": 1 - 0.3 / (0.26 * rows + 0.4), "bottom": 0.02, "wspace": 0.02},
     )
     for text, value, (x, y) in zip(shown, values, places):
         colour = fill(float(value), quantity, low=low, high=high, theme="light") if np.isfinite(value) else "#ffffff"
@@ -99,10 +104,13 @@ def heat(
 
 
 def lines(x: Sequence[Any], series: Mapping[str, Any], title: str, *, x_title: str, unit: str, height: float = 2.6) -> None:
-    """A line per series."""
+    """A line per series, joined over what it has no value of; a series of chance is dashed."""
     figure, axes = plt.subplots(figsize=(WIDTH, height))
-    for name, values in series.items():
-        axes.plot(range(len(x)), np.asarray(values, dtype=float), label=visible(name), marker="o", markersize=3)
+    for name, label in zip(series, labels(list(series))):
+        values = np.asarray(series[name], dtype=float)
+        has = np.flatnonzero(np.isfinite(values))
+        chance = {"color": MUTED, "linestyle": "--"} if "random" in name else {}
+        axes.plot(has, values[has], label=label, marker="o", markersize=3, **chance)
     axes.set_xticks(range(len(x)), labels(x))
     axes.set(title=title, xlabel=x_title, ylabel=unit)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
