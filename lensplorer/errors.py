@@ -11,7 +11,15 @@ from collections.abc import Iterable
 
 
 class LensplorerError(Exception):
-    """Base of every error that lensplorer raises on purpose."""
+    """Base of every error that lensplorer raises on purpose.
+
+    >>> import lensplorer as lp
+    >>> try:
+    ...     lp.load_model("storyworld", backend="hoked")
+    ... except lp.LensplorerError as error:
+    ...     print(error)
+    Unknown backend 'hoked'. Did you mean 'hooked'?
+    """
 
 
 class ModelError(LensplorerError):

@@ -23,7 +23,12 @@ _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "hal
 
 @runtime_checkable
 class LensModel(Protocol):
-    """What lensplorer asks of a model; ``HookedTransformer`` and ``TransformerBridge`` both satisfy it."""
+    """What lensplorer asks of a model; ``HookedTransformer`` and ``TransformerBridge`` both satisfy it.
+
+    >>> from lensplorer import load_model
+    >>> isinstance(load_model("storyworld"), LensModel)
+    True
+    """
 
     cfg: Any
     tokenizer: Any
@@ -39,6 +44,10 @@ class LensModel(Protocol):
 @dataclass(frozen=True)
 class ModelInfo:
     """What is known about a loaded model, shown on the page and written into each result's attrs.
+
+    >>> info = model_info(load_model("storyworld"))
+    >>> info.architecture, info.backend, info.difference < 5e-5
+    ('GPT2LMHeadModel', 'hooked', True)
 
     Attributes:
         name: as the user named it.
@@ -69,7 +78,11 @@ class ModelInfo:
 
 
 def model_info(model: LensModel) -> ModelInfo:
-    """The ``ModelInfo`` of a model, made from its configuration when it was not loaded by ``load_model``."""
+    """The ``ModelInfo`` of a model, made from its configuration when it was not loaded by ``load_model``.
+
+    >>> model_info(load_model("storyworld")).n_ctx
+    512
+    """
     info = getattr(model, "lensplorer_info", None)
     if info is not None:
         return info

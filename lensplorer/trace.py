@@ -54,6 +54,12 @@ Reads = Iterable[str | ReadsActivations] | None
 class Trace:
     """What a model did on one prompt.
 
+    >>> import lensplorer as lp
+    >>> model = lp.load_model("storyworld")
+    >>> trace = lp.run_trace(model, "Once upon a time", reads=["blocks.3.hook_resid_post"])
+    >>> tuple(trace.logits.shape), tuple(trace["blocks.3.hook_resid_post"].shape)
+    ((5, 1793), (5, 128))
+
     Attributes:
         model: the model that ran.
         tokens: ids fed, BOS included. [position], int64, CPU

@@ -145,6 +145,12 @@ def splice_fidelity(
 ) -> xr.Dataset:
     """What the model still predicts when an SAE's reconstruction takes the place of what it reconstructs.
 
+    >>> import lensplorer as lp
+    >>> model, sae = lp.load_model("storyworld"), lp.load_sae("storyworld", "resid_2")
+    >>> trace = lp.run_trace(model, "Once upon a time", reads=lp.sae_reads(model, sae))
+    >>> lp.splice_fidelity(trace, sae, error_term=True).attrs["max_logit_change"] < 1e-3  # the splice itself changes nothing
+    True
+
     Args:
         trace: of the model that the SAE was trained on; its interventions hold in each run.
         sae: from ``load_sae``.
@@ -209,6 +215,13 @@ def cross_layer_features(
     cache: FeatureCache | None = None,
 ) -> xr.Dataset:
     """The strongest features of several layers at one position, and which of them continue which.
+
+    >>> import lensplorer as lp
+    >>> model = lp.load_model("storyworld")
+    >>> saes = [lp.load_sae("storyworld", name) for name in ("resid_1", "resid_2")]
+    >>> trace = lp.run_trace(model, "Once upon a time", reads=lp.sae_reads(model, saes))
+    >>> dict(lp.cross_layer_features(trace, saes, k=3).sizes)
+    {'layer': 2, 'rank': 3, 'link': 1, 'next_rank': 3}
 
     Args:
         trace: as ``feature_activations``.

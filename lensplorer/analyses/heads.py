@@ -128,6 +128,12 @@ def _diagonal_mean(pattern: torch.Tensor, offset: int, start: int, window: int |
 def head_clusters(trace: Trace, *, n_clusters: int = 5, seed: int = 0, position: int = -1) -> xr.Dataset:
     """Heads that read alike at one position.
 
+    >>> import lensplorer as lp
+    >>> model = lp.load_model("storyworld")
+    >>> trace = lp.run_trace(model, "Once upon a time", reads=[lp.head_clusters])
+    >>> dict(lp.head_clusters(trace, n_clusters=2).sizes)
+    {'head_index': 16, 'cluster': 2, 'source': 5}
+
     Needs ``pip install "lensplorer[clusters]"``.
 
     Args:

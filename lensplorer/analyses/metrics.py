@@ -36,12 +36,35 @@ MetricLike: TypeAlias = Metric | str | int | tuple[str | int, str | int] | Calla
 
 
 def logit_difference(target: str | int, versus: str | int, *, position: int = -1) -> Metric:
-    """The metric logit(target) - logit(versus): what both tokens have in common cancels."""
+    """The metric logit(target) - logit(versus): what both tokens have in common cancels.
+
+    >>> import lensplorer as lp
+    >>> model = lp.load_model("storyworld")
+    >>> clean, corrupt = (lp.run_trace(model, f"The capital of {country} is") for country in ("France", "Italy"))
+    >>> metric = lp.logit_difference(" Paris", " Rome")
+    >>> effects = lp.activation_patching(clean, corrupt, "resid_pre", metric).effect  # [layer, position]
+    >>> round(float(effects.sel(layer=0).max()), 3)
+    1.0
+
+    Raises:
+        TokenError: when it is used: a token is not exactly one.
+    """
     return Metric(target, versus, position=position)
 
 
 def log_prob(target: str | int, *, position: int = -1) -> Metric:
-    """The metric ln p(target), nats."""
+    """The metric ln p(target), nats.
+
+    >>> import lensplorer as lp
+    >>> model = lp.load_model("storyworld")
+    >>> clean, corrupt = (lp.run_trace(model, f"The capital of {country} is") for country in ("France", "Italy"))
+    >>> effects = lp.activation_patching(clean, corrupt, "resid_pre", lp.log_prob(" Paris"))
+    >>> effects.attrs["metric_clean"] > effects.attrs["metric_corrupt"]
+    True
+
+    Raises:
+        TokenError: when it is used: the target is not exactly one token.
+    """
     return Metric(target, log_prob=True, position=position)
 
 

@@ -174,6 +174,15 @@ def confirm_patching(
 ) -> xr.Dataset:
     """Really patch the cells that ``attribution_patching`` ranks first, and put prediction and measurement side by side.
 
+    >>> import lensplorer as lp
+    >>> model = lp.load_model("storyworld")
+    >>> clean = lp.run_trace(model, "The capital of France is")
+    >>> corrupt = lp.run_trace(model, "The capital of Italy is")
+    >>> metric = lp.logit_difference(" Paris", " Rome")
+    >>> estimate = lp.attribution_patching(clean, corrupt, "resid_pre", metric)
+    >>> list(lp.confirm_patching(estimate, clean, corrupt, metric, top=3).data_vars)
+    ['predicted', 'measured']
+
     Args:
         estimate: what ``attribution_patching`` returned.
         clean, corrupt, metric: as given to it.

@@ -44,7 +44,6 @@ Loader = Callable[[str | None], LensModel]
 Later = Callable[[Callable[[], None]], None]
 
 HERE = Here()
-SCORES = call(token_scores, HERE)
 _PACE_TOKENS = 16
 _LONGEST_TOKEN = 200  # characters; a token of a whole line of dashes need not be sent in full
 
@@ -280,7 +279,7 @@ class Explorer:
 
     def shown_tokens(self) -> list[str]:
         """The tokens of the current prompt, as the page writes them."""
-        return [self.shown_token(token_id) for token_id in self.ids]
+        return list(_all_visible(self.need_session().model.tokenizer, self.ids))
 
     def special_ids(self) -> frozenset[int]:
         return _special_ids(self.need_session().model.tokenizer)
@@ -305,8 +304,8 @@ class Explorer:
         self.note(question)
         return self.answer(question)
 
-    def answer(self, source: Source) -> Any:
-        """The value of a source, remembered while prompt and interventions stay the same."""
+    def answer(self, source: Source, find: Callable[[], Any] | None = None) -> Any:
+        """The value of a source, remembered while prompt and interventions stay the same; ``find`` is a cheaper way to it."""
         key = self._key()
         if key != self._answers_of:
             self._answers, self._answers_of = {}, key
@@ -314,7 +313,7 @@ class Explorer:
         if isinstance(source, Dictionary):
             return source.value(self)
         if source not in self._answers:
-            self._answers[source] = self._scores() if source == SCORES else source.value(self)
+            self._answers[source] = find() if find is not None else source.value(self)
         return self._answers[source]
 
     def _key(self) -> Any:
@@ -332,8 +331,13 @@ class Explorer:
         self.note(call(function, HERE, *arguments, position=self.position, **options))
         return self.answer(call(function, self.here, *arguments, **options))
 
-    def _scores(self) -> xr.Dataset:
-        return xr.Dataset({name: ("position", values) for name, values in self.need_session().along(token_scores, last=2).items()})
+    def scores(self) -> xr.Dataset:
+        """Each token's scores."""
+
+        def along() -> xr.Dataset:
+            return xr.Dataset({name: ("position", values) for name, values in self.need_session().along(token_scores, last=2).items()})
+
+        return self.answer(call(token_scores, HERE), along)
 
     @property
     def here(self) -> Window:
@@ -441,6 +445,11 @@ def _without_api(message: str) -> str:
 def _visible(tokenizer: Any, token_id: int) -> str:
     text = visible(token_text(tokenizer, token_id))
     return text if len(text) <= _LONGEST_TOKEN else text[: _LONGEST_TOKEN - 1] + "…"
+
+
+@lru_cache(maxsize=16)
+def _all_visible(tokenizer: Any, ids: tuple[int, ...]) -> list[str]:
+    return [_visible(tokenizer, token_id) for token_id in ids]
 
 
 @lru_cache(maxsize=4)

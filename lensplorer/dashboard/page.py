@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 from bokeh.document import Document
+from panel.io.state import set_curdoc
 from panel.util import edit_readonly
 
 from lensplorer.catalogue import default_model_name
@@ -30,6 +33,8 @@ from lensplorer.models import LensModel, load_model
 from lensplorer.views.style import THEMES
 
 PACE = 0.15  #: seconds from one step of a play to the next, beside what it takes
+_TOGETHER = 0.03  # seconds in which panels are sent together
+_TURN = 5e-4  # seconds a thread keeps Python to itself: at the usual 5 ms, a message that meets a page at work waits that long several times over
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +91,16 @@ class Desk:
             self.page.busy = False  # in place of a reference to the server's business, which cost 20 ms of model searches per key
         self._doc: Document | None = pn.state.curdoc
         self._loop = _running_loop()
+        self._taking: asyncio.Future[None] | None = None  # held, since the loop holds its tasks weakly
         self._next: dict[str, Any] | None = None  # parts that the document has not taken yet
+        self._waits = math.inf  # seconds until it is asked to
         self._mutex = threading.Lock()
         self._arguments = dict(pn.state.session_args or {})
         self._tab: str | None = None  # the key of the browser's tab, once it has said it
         self._kept: Any = None
         self._warned = False
         self._pace: threading.Thread = threading.Thread()  # the timer between two steps of a play
+        sys.setswitchinterval(min(sys.getswitchinterval(), _TURN))
         pn.state.onload(self._start)
         if self._doc is not None:
             pn.state.on_session_destroyed(lambda context: self._stop())
@@ -151,7 +159,7 @@ class Desk:
         """As ``_draw``, for the parts that may come later; then the autosave, and the next step of a play."""
         started = time.perf_counter()
         for part in later_parts(self.explorer):
-            self._send(part)
+            self._send(part, within=_TOGETHER)
             if self.worker.is_waiting():
                 return
         self._send({"settled": {"seq": self.explorer.state.acknowledged, "milliseconds": 1000 * (time.perf_counter() - started)}})
@@ -180,24 +188,32 @@ class Desk:
     def _tell_running(self, running: Running | None) -> None:
         self._send({"running": asdict(running) if running is not None else None})
 
-    def _send(self, parts: dict[str, Any]) -> None:
+    def _send(self, parts: dict[str, Any], *, within: float = 0.0) -> None:
+        """Have the document take these parts at once, or ``within`` seconds together with what comes until then: each message is a frame to draw."""
         with self._mutex:
-            waiting, self._next = self._next is not None, {**(self._next or {}), **parts}
-        if waiting:
+            self._next = {**(self._next or {}), **parts}
+            waits, self._waits = self._waits, min(self._waits, within)
+        if within >= waits:
             return
         if self._loop is None or self._doc is None or self._doc.session_context is None:
             self._show()
         else:
-            self._loop.call_soon_threadsafe(self._ask_document)
+            self._loop.call_soon_threadsafe(self._loop.call_later, within, self._take)
 
-    def _ask_document(self) -> None:
-        """On the server's thread: from another one, a callback added while the document holds its events is lost now and then."""
-        self._doc.add_next_tick_callback(self._show)  # type: ignore[union-attr]
+    def _take(self) -> None:
+        """On the server's thread: show it once the document is free. A callback added to the document while it holds its events would be lost."""
+        context = self._doc.session_context  # type: ignore[union-attr]
+        if context is not None and not context.destroyed:
+            self._taking = asyncio.ensure_future(context.with_locked_document(self._show_locked))
+
+    async def _show_locked(self, doc: Document) -> None:
+        with set_curdoc(doc):
+            self._show()
 
     def _show(self) -> None:
         """Under the document's lock: send what changed."""
         with self._mutex:
-            picture, self._next = self._next or {}, None
+            picture, self._next, self._waits = self._next or {}, None, math.inf
         self.shell.show(picture)
         if "status" in picture:
             self.page.dark_theme = picture["status"]["theme"] == "dark"

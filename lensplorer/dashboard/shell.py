@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import param
 from panel.custom import JSComponent
+from panel.models.esm import ESMEvent
 
 from lensplorer.dashboard.actions import command_table
 from lensplorer.dashboard.panels import panel_table
@@ -61,11 +62,14 @@ class Shell(JSComponent):
         self._shown: dict[str, Any] = {}
 
     def show(self, parts: dict[str, Any]) -> set[str]:
-        """Send the parts that differ from those shown; returns their names."""
+        """Send the parts that differ from those shown; returns their names. The document must be locked."""
         changed = {name: part for name, part in parts.items() if self._shown.get(name) != part}
         if changed:
             self._shown |= changed
-            self._send_msg(json.dumps(changed, allow_nan=False))
+            text = json.dumps(changed, allow_nan=False)
+            for model, _ in self._models.values():
+                if model.document is not None:  # by Bokeh itself: Panel's own queue of writes loses one now and then
+                    model.document.callbacks.send_event(ESMEvent(model=model, data=text))
         return set(changed)
 
     def forget(self) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from lensplorer.analyses.lenses import logit_lens
-from lensplorer.analyses.scores import token_scores
-from lensplorer.dashboard.asking import Here, call
+from lensplorer.dashboard.asking import call
 from lensplorer.dashboard.explorer import Explorer
 from lensplorer.dashboard.panels import panel_part
+from lensplorer.dashboard.panels.base import plain
 from lensplorer.dashboard.panels.sampling import distribution
 from lensplorer.errors import Cancelled, LensplorerError
 from lensplorer.models import model_info
@@ -127,8 +127,8 @@ def _strip(explorer: Explorer) -> dict[str, Any]:
         "off": not session.model_on,
     }
     if session.model_on:
-        scores = explorer.answer(call(token_scores, Here()))
-        part["scores"] = [{"label": label, "unit": unit, "values": numbers(scores[name].values)} for name, label, unit in _HOVER]
+        scores = explorer.scores()
+        part["scores"] = [{"label": label, "unit": unit, "values": plain(scores[name].values)} for name, label, unit in _HOVER]
     else:
         part["scores"] = []
     return part
@@ -152,7 +152,7 @@ def _colours(explorer: Explorer) -> dict[str, Any]:
     except LensplorerError as error:  # the text stays readable when the view has no answer
         return part | {"error": str(error)}
     if colouring is not None:
-        part |= {"values": numbers(colouring.values), "low": colouring.low, "high": colouring.high, "title": colouring.title}
+        part |= {"values": plain(colouring.values), "low": colouring.low, "high": colouring.high, "title": colouring.title}
         part["badge"] = asdict(colouring.badge) if colouring.badge is not None else None
     return part
 
@@ -167,9 +167,9 @@ def _candidates(explorer: Explorer) -> dict[str, Any]:
         "ids": ids,
         "tokens": [explorer.shown_token(token_id) for token_id in ids],
         "ranks": [int(rank) for rank in result["rank"].values],
-        "probabilities": numbers(result.probability.values),
-        "logits": numbers(result.logit.values),
-        "z_scores": numbers(result.z_score.values) if explorer.state.z_scores else None,
+        "probabilities": plain(result.probability.values),
+        "logits": plain(result.logit.values),
+        "z_scores": plain(result.z_score.values) if explorer.state.z_scores else None,
         "selected": max(0, min(explorer.state.selected, len(ids) - 1)),
         "following": following,
         "position": position,
@@ -183,7 +183,7 @@ def _candidates(explorer: Explorer) -> dict[str, Any]:
         part |= _drawn_from(explorer, ids)
     if explorer.state.layer_display and ids:
         lens = explorer.answer(call(logit_lens, explorer.here, tokens=tuple(ids))).isel(position=-1)
-        part["layers"] = [numbers(row) for row in lens[explorer.state.layer_display].transpose("target", "layer").values]
+        part["layers"] = plain(lens[explorer.state.layer_display].transpose("target", "layer").values)
     return part
 
 
@@ -196,7 +196,7 @@ def _drawn_from(explorer: Explorer, ids: list[int]) -> dict[str, Any]:
     at = {int(token_id): i for i, token_id in enumerate(drawn.token_id.values)}
     p_final, kept, valid = drawn.p_final.values, drawn.kept.values, drawn.valid.values
     return {
-        "p_final": [float(f"{p_final[at[i]]:.5g}") if i in at else None for i in ids],
+        "p_final": plain([p_final[at[i]] if i in at else np.nan for i in ids]),
         "kept": [bool(kept[at[i]]) if i in at else None for i in ids],
         "valid": [bool(valid[at[i]]) if i in at else None for i in ids],
     }
@@ -277,11 +277,6 @@ def _status(explorer: Explorer) -> dict[str, Any]:
     if session is not None:
         part |= {"cursor": session.state.cursor, "n": len(session.ids), "text": session.text, "n_ctx": model_info(session.model).n_ctx}
     return part
-
-
-def numbers(values: np.ndarray) -> list[float | None]:
-    """Values for the browser: five significant digits are more than it shows, and NaN is None."""
-    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
 @lru_cache(maxsize=64)

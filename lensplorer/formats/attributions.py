@@ -30,6 +30,10 @@ _DRAWN_SPACES = str.maketrans({"Ġ": " ", "Ċ": "\n", "ĉ": "\t", "▁": " "})
 class Attributions:
     """Attributions of a whole generation.
 
+    >>> content = Attributions(("a", "b"), (0, 1), 1, np.array([[0.5, 0.0]]))
+    >>> content.scores[0, 0], content.scores.shape  # [generated, source]
+    (np.float32(0.5), (1, 2))
+
     Attributes:
         pieces: the tokenizer's own piece of each token, prompt and generation ("Ġtime").
         token_ids: their ids; -1 where a file gives none.

@@ -129,6 +129,15 @@ def _packed(values: np.ndarray) -> str:
 def read_inseq(path: str | Path, *, max_bytes: int = MAX_BYTES) -> list[Attributions]:
     """The sequences of a file that Inseq wrote, packed or not. Scores kept per step beside those per sequence are not read.
 
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import lensplorer as lp
+    >>> content = lp.Attributions(("a", "b"), (0, 1), 1, np.array([[0.5, 0.0]]), model="m", method="occlusion")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lp.write_inseq(folder + "/a.json", content)
+    ...     lp.read_inseq(folder + "/a.json")[0].token_ids
+    (0, 1)
+
     A model with an encoder gives one row of tokens, the source before the target.
 
     Raises:

@@ -81,6 +81,15 @@ def to_tokenlens(content: Attributions) -> dict[str, Any]:
 def read_tokenlens(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Attributions:
     """Read TokenLens JSON.
 
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import lensplorer as lp
+    >>> content = lp.Attributions(("a", "b"), (0, 1), 1, np.array([[0.5, 0.0]]), model="m", method="occlusion")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lp.write_tokenlens(folder + "/a.json", content)
+    ...     lp.read_tokenlens(folder + "/a.json").token_ids
+    (0, 1)
+
     Raises:
         FormatError: the file cannot be read, is larger than ``max_bytes``, or is not TokenLens JSON; the message says where.
     """

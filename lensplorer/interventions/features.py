@@ -100,6 +100,12 @@ class FeatureEdit:
 def scale_feature(sae: Any, feature: int | Iterable[int], factor: float, *, positions: PositionsLike = None) -> FeatureEdit:
     """Multiply the activation of an SAE's or transcoder's feature, the error term kept.
 
+    >>> import lensplorer as lp
+    >>> model, sae = lp.load_model("storyworld"), lp.load_sae("storyworld", "resid_2")
+    >>> same = lp.run_trace(model, "Once upon a time", interventions=[lp.scale_feature(sae, 7, 1.0)])
+    >>> float((same.logits - lp.run_trace(model, "Once upon a time").logits).abs().max()) < 1e-3
+    True
+
     Args:
         sae: a sae-lens object (``load_sae`` gives one), or any with ``encode``, ``decode``, ``W_dec`` and ``cfg``.
         feature: index in d_sae, or several.
@@ -114,17 +120,41 @@ def scale_feature(sae: Any, feature: int | Iterable[int], factor: float, *, posi
 
 
 def clamp_feature(sae: Any, feature: int | Iterable[int], value: float, *, positions: PositionsLike = None) -> FeatureEdit:
-    """Set the activation of a feature to a value wherever it is, active or not, the error term kept. Arguments as ``scale_feature``."""
+    """Set the activation of a feature to a value wherever it is, active or not, the error term kept. Arguments as ``scale_feature``.
+
+    >>> import lensplorer as lp
+    >>> model, sae = lp.load_model("storyworld"), lp.load_sae("storyworld", "resid_2")
+    >>> trace = lp.run_trace(model, "Once upon a time", interventions=[lp.clamp_feature(sae, 7, 5.0, positions=[3])])
+    >>> len(trace.interventions)
+    1
+
+    Raises:
+        AnalysisError, SAEError: as ``scale_feature``.
+    """
     return _feature_edit(sae, feature, "clamp", value, positions)
 
 
 def ablate_feature(sae: Any, feature: int | Iterable[int], *, positions: PositionsLike = None) -> FeatureEdit:
-    """Take a feature out, the error term kept: ``scale_feature`` by 0."""
+    """Take a feature out, the error term kept: ``scale_feature`` by 0.
+
+    >>> import lensplorer as lp
+    >>> model, sae = lp.load_model("storyworld"), lp.load_sae("storyworld", "resid_2")
+    >>> trace = lp.run_trace(model, "Once upon a time", interventions=[lp.ablate_feature(sae, [7, 8])])
+    >>> len(trace.interventions)
+    1
+
+    Raises:
+        AnalysisError, SAEError: as ``scale_feature``.
+    """
     return _feature_edit(sae, feature, "scale", 0.0, positions)
 
 
 def feature_direction(sae: Any, feature: int) -> torch.Tensor:
     """The decoder's row of a feature, to steer with. [d_out]
+
+    >>> import lensplorer as lp
+    >>> tuple(lp.feature_direction(lp.load_sae("storyworld", "resid_2"), 7).shape)
+    (128,)
 
     Raises:
         AnalysisError: no such feature.

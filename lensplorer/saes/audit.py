@@ -85,6 +85,11 @@ def check_sae(model: LensModel, sae: Any, *, trace: Trace | None = None, beyond_
 def model_for_sae(sae: Any, *, model: LensModel | None = None, **options: Any) -> Any:
     """The model that ``sae`` was trained on, loaded as it wants it.
 
+    >>> import lensplorer as lp
+    >>> model, sae = lp.load_model("storyworld"), lp.load_sae("storyworld", "resid_2")
+    >>> lp.model_for_sae(sae, model=model) is model
+    True
+
     Args:
         sae: from ``load_sae``.
         model: a model already loaded, returned as it is when it fits, else reloaded by its name with raw weights.

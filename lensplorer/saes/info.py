@@ -64,6 +64,10 @@ class SAEInfo:
 def sae_info(sae: Any) -> SAEInfo:
     """The ``SAEInfo`` of an SAE, made from its configuration when it was not loaded by ``load_sae``.
 
+    >>> import lensplorer as lp
+    >>> lp.sae_info(lp.load_sae("storyworld", "resid_2")).hook
+    'blocks.2.hook_resid_pre'
+
     Raises:
         SAEError: it is no SAE of sae-lens, or its metadata name no hook.
     """

@@ -90,6 +90,14 @@ def load_sae(
 def load_sae_config(path: str | Path, *, device: str = "cpu", dtype: str | torch.dtype = "float32") -> list[Any]:
     """Every SAE that a configuration file lists under ``[[sae]]``, in its order.
 
+    >>> import tempfile
+    >>> import lensplorer as lp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "saes.toml"
+    ...     _ = path.write_text("[[sae]]\\nrelease = 'storyworld'\\nsae_id = 'resid_2'\\n")
+    ...     [lp.sae_info(sae).name for sae in lp.load_sae_config(path)]
+    ['storyworld/resid_2']
+
     Args:
         path: a TOML file, such as those in ``sae_configs``.
         device, dtype: as ``load_sae``.

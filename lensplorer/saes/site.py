@@ -121,6 +121,11 @@ def find_site(model: LensModel, sae: Any) -> Site:
 def sae_reads(model: LensModel, saes: Any | Iterable[Any]) -> tuple[str, ...]:
     """The activations that features of these SAEs need: ``run_trace(model, prompt, reads=sae_reads(model, saes))``.
 
+    >>> import lensplorer as lp
+    >>> model, sae = lp.load_model("storyworld"), lp.load_sae("storyworld", "resid_2")
+    >>> lp.sae_reads(model, sae)
+    ('blocks.2.hook_resid_pre',)
+
     Raises:
         SAEError: one of them has no place in this model.
     """

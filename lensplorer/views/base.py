@@ -37,6 +37,12 @@ def view(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def draw(result: xr.Dataset, *, theme: str = "dark", **options: Any) -> Any:
     """The HoloViews element that shows an analysis' result.
 
+    >>> import lensplorer as lp
+    >>> model = lp.load_model("storyworld")
+    >>> norms = lp.residual_norms(lp.run_trace(model, "Once upon a time", reads=[lp.residual_norms]))
+    >>> type(lp.draw(norms)).__module__.split(".")[0]
+    'holoviews'
+
     Args:
         result: what an analysis returned.
         theme: ``"dark"`` or ``"light"``.

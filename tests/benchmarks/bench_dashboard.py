@@ -2,7 +2,7 @@
 
 The time runs from the keydown event to the frame after the one in which the change was in the document: what a person sees. "Page" is text,
 colours and candidates; "panels" is every panel on screen too. Beside them: what the server's own computing took. The cursor's ring moves in the
-browser, without the server.
+browser, without the server; its time is the browser's own, from the key to the next frame on screen (Event Timing, in steps of 8 ms).
 """
 
 from __future__ import annotations
@@ -21,23 +21,27 @@ from tests.ui.screenshots import write_prompt
 N_TOKENS = 128
 REPEATS = 40
 LIMIT, LIMIT_CURSOR = 100.0, 20.0  # ms
+_UNSEEN = 16.0  # the browser reports no key that took less
 LIMIT_RATIO, LIMIT_REST = 1.5, 40.0  # a step takes at most so many times its computing, and so many ms
 
 _WATCH = """() => {
   const find = (root, selector) => { for (const e of root.querySelectorAll('*')) { if (e.matches(selector)) return e;
     const inner = e.shadowRoot && find(e.shadowRoot, selector); if (inner) return inner; } return null; };
-  const shell = find(document, '.lensplorer'), tokens = find(document, '.tokens');
+  const shell = find(document, '.lensplorer');
   window.times = { page: [], panels: [], ring: [] };
-  const started = { page: null, panels: null, ring: null };
+  const started = { page: null, panels: null };
   const done = (kind) => { const from = started[kind]; if (from === null) return; started[kind] = null;
-    requestAnimationFrame(() => setTimeout(() => window.times[kind].push(performance.now() - from))); };
-  window.addEventListener('keydown', () => { for (const kind in started) started[kind] = performance.now(); }, true);
+    requestAnimationFrame(() => scheduler.postTask(() => window.times[kind].push(performance.now() - from), { priority: 'user-blocking' })); };
+  const pressed = new Set();
+  window.addEventListener('keydown', (event) => { if (event.key === 'Control') return;
+    pressed.add(event.timeStamp); for (const kind in started) started[kind] = performance.now(); }, true);
   new MutationObserver(() => {
     if (Number(shell.dataset.acknowledged) >= Number(shell.dataset.sent)) done('page');
     if (Number(shell.dataset.settled) >= Number(shell.dataset.sent)) done('panels');
   }).observe(shell, { attributes: true, attributeFilter: ['data-acknowledged', 'data-settled'] });
-  new MutationObserver((all) => all.some((each) => each.target.classList.contains('cursor')) && done('ring'))
-    .observe(tokens, { attributes: true, attributeFilter: ['class'], subtree: true });
+  const isKey = (entry) => entry.name === 'keydown' && pressed.has(entry.startTime);
+  new PerformanceObserver((list) => list.getEntries().forEach((entry) => isKey(entry) && window.times.ring.push(entry.duration)))
+    .observe({ type: 'event', durationThreshold: 16 });
 }"""
 
 
@@ -51,7 +55,9 @@ def measure(tab: Tab, keys: list[str]) -> dict[str, list[float]]:
         step = float(tab.locator("footer > span").last.inner_text().removesuffix(" ms").replace(",", ""))
         computing["step"].append(step)
         computing["all"].append(step + float(tab.locator(".lensplorer").get_attribute("data-panels-took")))
-    return tab.page.evaluate("window.times") | computing
+    found: dict[str, list[float]] = tab.page.evaluate("window.times")
+    found["ring"] += [_UNSEEN] * (len(keys) - len(found["ring"]))
+    return found | computing
 
 
 def main() -> int:
@@ -81,7 +87,7 @@ def main() -> int:
                 times = {kind: statistics.median(values) for kind, values in measure(tab, keys).items() if values}
                 print(
                     f"{name:18} page {times['page']:6.1f} ms (computing {times['step']:5.1f}), with panels {times['panels']:6.1f} ms"
-                    f" (computing {times['all']:5.1f})" + (f", ring {times['ring']:5.1f} ms" if "ring" in times else "")
+                    f" (computing {times['all']:5.1f})" + (f", ring {times['ring']:5.1f} ms" if name == "cursor" else "")
                 )
                 allowed = min(LIMIT, LIMIT_RATIO * times["all"] + LIMIT_REST) if name == "append, new text" else LIMIT
                 if times["panels"] > max(allowed, LIMIT_REST):

@@ -7,10 +7,42 @@ const LEFT = 60, RIGHT = 12;
 const FONT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', sans-serif";
 const CATEGORIES = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#b8a800", "#999999"];
 
-function svg(tag, attributes = {}, ...children) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) if (value != null) element.setAttribute(name, value);
-  element.append(...children.filter((child) => child != null));
+/** A mark of a figure, as a plain description. */
+class Shape {
+  constructor(tag, attributes, children) {
+    (this.tag = tag), (this.attributes = attributes), (this.children = children), (this.text = "");
+  }
+  append(...more) {
+    for (const child of more) this.children.push(child);
+  }
+}
+const shape = (tag, attributes = {}, ...children) => new Shape(tag, attributes, children);
+
+/** The element of a shape: an element drawn before becomes it where it can, and only what differs is touched. What has not changed costs nothing. */
+function drawn(wanted, element) {
+  const before = element?.shape?.tag === wanted.tag ? element.shape : null;
+  if (!before) element = document.createElementNS(SVG, wanted.tag);
+  const old = before?.attributes ?? {};
+  for (const name in wanted.attributes) {
+    const value = wanted.attributes[name];
+    if (value == null ? old[name] != null : value !== old[name]) value == null ? element.removeAttribute(name) : element.setAttribute(name, value);
+  }
+  for (const name in old) if (!(name in wanted.attributes)) element.removeAttribute(name);
+  if (wanted.text !== (before?.text ?? "")) element.textContent = wanted.text;
+  if (!wanted.text) {
+    let at = element.firstChild;
+    for (const child of wanted.children) {
+      const made = drawn(child, at);
+      if (made !== at) at ? at.replaceWith(made) : element.append(made);
+      at = made.nextSibling;
+    }
+    while (at) {
+      const next = at.nextSibling;
+      at.remove();
+      at = next;
+    }
+  }
+  (element.shape = wanted), (element.cellAt = wanted.cellAt);
   return element;
 }
 
@@ -18,11 +50,11 @@ function svg(tag, attributes = {}, ...children) {
 function label(said, x, y, { anchor = "start", fill, longest = 99, turn, size = 12, weight, mono } = {}) {
   const text = said.replaceAll("␠", "␣");
   const shown = text.length > longest ? `${text.slice(0, longest - 1)}…` : text;
-  const node = svg("text", {
+  const node = shape("text", {
     x, y, fill, "text-anchor": anchor, "font-size": size, "font-weight": weight, "font-family": mono ? "ui-monospace, 'DejaVu Sans Mono', 'Liberation Mono', monospace" : null,
     transform: turn ? `rotate(${turn} ${x} ${y})` : null, "data-tip": shown === text ? null : text,
   });
-  node.textContent = shown;
+  node.text = shown;
   return node;
 }
 
@@ -47,18 +79,15 @@ function formatTick(value) {
 
 const FIGURES = { columns: drawColumns, bars: drawBars, heat: drawHeat, lines: drawLines, scatter: drawScatter };
 
-/** The SVG of a figure as wide as its place, and as high as it asks for. */
-function drawFigure(page, figure, width, height) {
+/** The SVG of a figure as wide as its place, and as high as it asks for; an element drawn before is used again. */
+function drawFigure(page, figure, width, height, element) {
   const root = FIGURES[figure.kind](page, figure, Math.max(160, Math.floor(width)), Math.max(60, Math.floor(height)));
-  root.setAttribute("style", `font:${FONT}`);
-  root.setAttribute("xmlns", SVG);
-  root.setAttribute("class", `figure of-${figure.kind}`);
-  root.setAttribute("role", "img");
-  return root;
+  Object.assign(root.attributes, { style: `font:${FONT}`, xmlns: SVG, class: `figure of-${figure.kind}`, role: "img" });
+  return drawn(root, element);
 }
 
 function canvas(width, height) {
-  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
+  return shape("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
 }
 
 /** Labels of the token axis, as many as fit. */
@@ -71,12 +100,15 @@ function tokenAxis(root, colours, tokens, xOf, y, step, { mark, turn = true } = 
   });
 }
 
+/** Room for so many tokens on an axis: it grows by the dozen, so that a step moves nothing else. */
+const roomFor = (n) => Math.max(24, 12 * Math.ceil(n / 12));
+
 /** A number per token: bars over the token axis, with the cursor's column marked. */
 function drawColumns(page, figure, width, height) {
   const colours = page.colours;
   const root = canvas(width, height);
   const n = figure.values.length;
-  const room = Math.max(n, 24);
+  const room = roomFor(n);
   const bottomSpace = 68, topSpace = figure.label ? 20 : 8;
   const inner = width - LEFT - RIGHT, step = inner / room;
   const low = figure.bottom ?? Math.min(0, figure.low), high = figure.top ?? figure.high;
@@ -85,11 +117,12 @@ function drawColumns(page, figure, width, height) {
   const at = page.at();
   if (figure.label) root.append(label(figure.label, LEFT, 12, { fill: colours.muted }));
   for (const t of ticks(low, high, 3)) {
-    root.append(svg("line", { x1: LEFT, x2: width - RIGHT, y1: yOf(t), y2: yOf(t), stroke: colours.line, "stroke-width": 1 }));
+    root.append(shape("line", { x1: LEFT, x2: width - RIGHT, y1: yOf(t), y2: yOf(t), stroke: colours.line, "stroke-width": 1 }));
     root.append(label(axisNumber(t, figure.unit), LEFT - 8, yOf(t) + 4, { anchor: "end", fill: colours.muted }));
   }
+  const bars = shape("g"), names = shape("g");
   if (at >= figure.first && at < figure.first + n) {
-    root.append(svg("rect", { x: xOf(at - figure.first) - step / 2, y: topSpace, width: step, height: height - topSpace - bottomSpace, fill: colours.accent, "fill-opacity": 0.14 }));
+    bars.append(shape("rect", { x: xOf(at - figure.first) - step / 2, y: topSpace, width: step, height: height - topSpace - bottomSpace, fill: colours.accent, "fill-opacity": 0.14 }));
   }
   const base = yOf(Math.max(low, Math.min(high, figure.floor ?? 0)));
   for (let i = 0; i < n; i++) {
@@ -97,11 +130,12 @@ function drawColumns(page, figure, width, height) {
     const tip = `${figure.tokens[i]}\nposition ${figure.first + i}\n${formatValue(value, figure.unit)}`;
     if (value != null) {
       const y = yOf(Math.max(low, Math.min(high, value)));
-      root.append(svg("rect", { class: "datum", x: xOf(i) - 0.43 * step, width: 0.86 * step, y: Math.min(y, base), height: Math.max(1, Math.abs(y - base)), fill: colourOf(page, figure, value).fill }));
+      bars.append(shape("rect", { class: "datum", x: xOf(i) - 0.43 * step, width: 0.86 * step, y: Math.min(y, base), height: Math.max(1, Math.abs(y - base)), fill: colourOf(page, figure, value).fill }));
     }
-    root.append(svg("rect", { class: "hit", x: xOf(i) - step / 2, width: step, y: topSpace, height: height - topSpace - 6, fill: "transparent", "data-tip": tip, "data-position": figure.first + i }));
+    bars.append(shape("rect", { class: "hit", x: xOf(i) - step / 2, width: step, y: topSpace, height: height - topSpace - 6, fill: "transparent", "data-tip": tip, "data-position": figure.first + i }));
   }
-  tokenAxis(root, colours, figure.tokens, xOf, height - bottomSpace + 14, step, { mark: at - figure.first });
+  tokenAxis(names, colours, figure.tokens, xOf, height - bottomSpace + 14, step, { mark: at - figure.first });
+  root.append(bars, names);
   return root;
 }
 
@@ -119,7 +153,7 @@ function drawBars(page, figure, width) {
   if (n > 1) {
     figure.series.forEach((series, k) => {
       const x = left + k * 140;
-      root.append(svg("rect", { x, y: 5, width: 10, height: 10, fill: k ? "none" : colours.muted, stroke: colours.muted }), label(series.name, x + 15, 14, { fill: colours.muted }));
+      root.append(shape("rect", { x, y: 5, width: 10, height: 10, fill: k ? "none" : colours.muted, stroke: colours.muted }), label(series.name, x + 15, 14, { fill: colours.muted }));
     });
   }
   figure.labels.forEach((name, row) => {
@@ -131,12 +165,12 @@ function drawBars(page, figure, width) {
       const fill = colourOf(page, figure, figure.quantity === "signed" ? Math.sign(value) * figure.high * 0.85 : value).fill;
       const thick = n > 1 ? 9 : 14, barY = y + (n > 1 ? 3 + 11 * k : 3);
       const x = Math.min(xOf(0), xOf(value)), w = Math.max(1, Math.abs(xOf(value) - xOf(0)));
-      root.append(svg("rect", { class: "datum", x, y: barY, width: w, height: thick, fill: k ? "none" : fill, stroke: k ? colours.text : null, "stroke-opacity": 0.75, "data-tip": `${name}\n${series.name}\n${formatValue(value, figure.unit)}` }));
+      root.append(shape("rect", { class: "datum", x, y: barY, width: w, height: thick, fill: k ? "none" : fill, stroke: k ? colours.text : null, "stroke-opacity": 0.75, "data-tip": `${name}\n${series.name}\n${formatValue(value, figure.unit)}` }));
       const before = value < 0 && x - 44 > left; // left of its bar, where that leaves the names alone
       if (!k) root.append(label(formatNumber(value), before ? x - 5 : Math.max(x + w, xOf(0)) + 5, y + (n > 1 ? 11 : rowHeight / 2 + 4), { anchor: before ? "end" : "start", fill: colours.muted, size: 11 }));
     });
   });
-  root.append(svg("line", { x1: xOf(0), x2: xOf(0), y1: top, y2: height - 4, stroke: colours.muted, "stroke-width": 1 }));
+  root.append(shape("line", { x1: xOf(0), x2: xOf(0), y1: top, y2: height - 4, stroke: colours.muted, "stroke-width": 1 }));
   return root;
 }
 
@@ -148,17 +182,19 @@ function drawHeat(page, figure, width, height) {
   const longestRow = Math.max(...figure.rows.map((row) => tokenLabel(row).length), 3);
   const left = Math.max(LEFT, Math.min(110, 10 + 6.6 * Math.min(longestRow, 14)));
   const withText = figure.texts || figure.show_values;
-  let from = 0, n = all;
+  let from = 0, n = all, fits = all;
   if (figure.fit && figure.texts) {
-    n = Math.max(1, Math.min(all, Math.floor((width - left - RIGHT) / figure.fit)));
+    fits = n = Math.max(1, Math.min(all, Math.floor((width - left - RIGHT) / figure.fit)));
     from = Math.max(0, Math.min(all - n, (figure.mark ?? all - 1) - Math.floor(0.75 * n)));
+    from = Math.min(4 * Math.ceil(((figure.first ?? 0) + from) / 4) - (figure.first ?? 0), figure.mark ?? all - 1); // by fours, so that a step moves nothing else
+    n = Math.min(n, all - from);
   }
   const isToken = figure.column === "position";
   const named = figure.texts || figure.show_values; // columns are named above
   const head = named ? 22 : 4;
   const foot = named ? 4 : isToken ? 68 : 22;
   const inner = width - left - RIGHT;
-  const room = figure.texts || !isToken ? n : Math.max(n, 16);
+  const room = figure.texts || !isToken ? fits : roomFor(n);
   const cell = figure.fit ? Math.min(inner / room, figure.texts ? 120 : 150) : inner / room;
   const wanted = figure.texts ? 23 : withText ? 19 : Math.max(3, Math.min(22, (height - head - foot) / rows));
   const tall = head + foot + rows * wanted;
@@ -168,17 +204,19 @@ function drawHeat(page, figure, width, height) {
   const cellsWide = n * cell;
   const colour = (value) => colourOf(page, figure, value)?.fill ?? colours.card;
   if (withText || rows * n <= 600) {
-    for (let r = 0; r < rows; r++) {
-      for (let i = 0; i < n; i++) {
+    for (let i = 0; i < n; i++) {
+      const column = shape("g");
+      for (let r = 0; r < rows; r++) {
         const value = figure.values[r][from + i];
         const gap = withText || wanted > 8 ? 1 : 0;
-        root.append(svg("rect", { class: "cell", x: left + i * cell + gap / 2, y: rowY(r) + gap / 2, width: Math.max(1, cell - gap), height: Math.max(1, wanted - gap), rx: withText ? 2 : 0, fill: value == null ? colours.card : colour(value), "data-row": r, "data-column": from + i }));
+        column.append(shape("rect", { class: "cell", x: left + i * cell + gap / 2, y: rowY(r) + gap / 2, width: Math.max(1, cell - gap), height: Math.max(1, wanted - gap), rx: withText ? 2 : 0, fill: value == null ? colours.card : colour(value), "data-row": r }));
         const text = figure.texts ? figure.texts[r][from + i] : figure.show_values && value != null ? (figure.unit === "probability" ? formatProbability(value) : formatNumber(value)) : null;
         if (text != null) {
           const ink = value == null ? colours.muted : colourOf(page, figure, value).ink;
-          root.append(label(figure.texts ? text.replace(/^␠/, "␣") : text, left + i * cell + 6, rowY(r) + wanted / 2 + 4, { fill: ink, longest: Math.floor((cell - 8) / 7.3), mono: Boolean(figure.texts), size: 12 }));
+          column.append(label(figure.texts ? text.replace(/^␠/, "␣") : text, left + i * cell + 6, rowY(r) + wanted / 2 + 4, { fill: ink, longest: Math.floor((cell - 8) / 7.3), mono: Boolean(figure.texts), size: 12 }));
         }
       }
+      root.append(column);
     }
   } else {
     const picture = document.createElement("canvas");
@@ -196,9 +234,9 @@ function drawHeat(page, figure, width, height) {
       }
     }
     context.putImageData(pixels, 0, 0);
-    root.append(svg("image", { href: picture.toDataURL(), x: left, y: head, width: cellsWide, height: rows * wanted, preserveAspectRatio: "none", style: "image-rendering:pixelated" }));
+    root.append(shape("image", { href: picture.toDataURL(), x: left, y: head, width: cellsWide, height: rows * wanted, preserveAspectRatio: "none", style: "image-rendering:pixelated" }));
   }
-  const hit = svg("rect", { class: "hit", x: left, y: head, width: cellsWide, height: rows * wanted, fill: "transparent" });
+  const hit = shape("rect", { class: "hit", x: left, y: head, width: cellsWide, height: rows * wanted, fill: "transparent" });
   hit.cellAt = (x, y) => {
     const i = Math.floor((x - left) / cell), r = Math.floor((y - head) / wanted);
     return i < 0 || i >= n || r < 0 || r >= rows ? null : { row: r, column: from + i };
@@ -221,7 +259,7 @@ function drawHeat(page, figure, width, height) {
     shown.forEach((name, i) => i % every || root.append(label(name, xOf(i), tall - 7, { anchor: "middle", fill: colours.muted, longest: Math.max(3, Math.floor((every * cell) / 6.4)) })));
   }
   if (mark != null && mark >= 0 && mark < n) {
-    root.append(svg("rect", { x: left + mark * cell, y: figure.texts ? 0.5 : head, width: cell, height: rows * wanted + (figure.texts ? head : 0), fill: "none", stroke: colours.accent, "stroke-width": 1.25, "pointer-events": "none", rx: 2 }));
+    root.append(shape("rect", { x: left + mark * cell, y: figure.texts ? 0.5 : head, width: cell, height: rows * wanted + (figure.texts ? head : 0), fill: "none", stroke: colours.accent, "stroke-width": 1.25, "pointer-events": "none", rx: 2 }));
   }
   return root;
 }
@@ -240,9 +278,9 @@ function drawLines(page, figure, width, height) {
   const xOf = (i) => LEFT + (n > 1 ? (i * (width - LEFT - right)) / (n - 1) : 0);
   const yOf = (value) => top + (height - top - foot) * (1 - (value - low) / (high - low));
   for (const t of ticks(low, high)) {
-    root.append(svg("line", { x1: LEFT, x2: width - right, y1: yOf(t), y2: yOf(t), stroke: colours.line }), label(axisNumber(t, figure.unit), LEFT - 8, yOf(t) + 4, { anchor: "end", fill: colours.muted }));
+    root.append(shape("line", { x1: LEFT, x2: width - right, y1: yOf(t), y2: yOf(t), stroke: colours.line }), label(axisNumber(t, figure.unit), LEFT - 8, yOf(t) + 4, { anchor: "end", fill: colours.muted }));
   }
-  if (low < 0 && high > 0) root.append(svg("line", { x1: LEFT, x2: width - right, y1: yOf(0), y2: yOf(0), stroke: colours.muted }));
+  if (low < 0 && high > 0) root.append(shape("line", { x1: LEFT, x2: width - right, y1: yOf(0), y2: yOf(0), stroke: colours.muted }));
   const every = Math.max(1, Math.ceil((54 * n) / (width - LEFT - right)));
   figure.x.forEach((name, i) => i % every && i !== n - 1 ? null : i !== n - 1 && n - 1 - i < every ? null : root.append(label(name, xOf(i), height - foot + 17, { anchor: !wide && i === n - 1 ? "end" : "middle", fill: colours.muted, longest: 9 })));
   const ends = [];
@@ -250,8 +288,8 @@ function drawLines(page, figure, width, height) {
     const colour = CATEGORIES[k % CATEGORIES.length];
     const points = series.values.map((value, i) => (value == null ? null : [xOf(i), yOf(value)]));
     const path = points.map((point, i) => (point ? `${i && points[i - 1] ? "L" : "M"}${point[0].toFixed(1)} ${point[1].toFixed(1)}` : "")).join("");
-    root.append(svg("path", { d: path, fill: "none", stroke: colour, "stroke-width": series.strong ? 2.5 : 1.5 }));
-    points.forEach((point, i) => point && root.append(svg("circle", { cx: point[0], cy: point[1], r: series.strong ? 3.5 : 2.5, fill: colour, "data-tip": `${series.name}\n${figure.x[i]}\n${formatValue(series.values[i], figure.unit)}` })));
+    root.append(shape("path", { d: path, fill: "none", stroke: colour, "stroke-width": series.strong ? 2.5 : 1.5 }));
+    points.forEach((point, i) => point && root.append(shape("circle", { cx: point[0], cy: point[1], r: series.strong ? 3.5 : 2.5, fill: colour, "data-tip": `${series.name}\n${figure.x[i]}\n${formatValue(series.values[i], figure.unit)}` })));
     ends.push({ y: points.at(-1)?.[1] ?? top, series, colour });
   });
   if (wide) {
@@ -262,7 +300,7 @@ function drawLines(page, figure, width, height) {
       last = y;
       root.append(label(tokenLabel(end.series.name), width - right + 10, y, { fill: end.colour, longest: 17, weight: end.series.strong ? 600 : null }));
     }
-  } else ends.forEach((end, k) => root.append(svg("rect", { x: LEFT, y: height - 16 * (figure.series.length - k) + 2, width: 10, height: 3, y2: 0, fill: end.colour }), label(end.series.name, LEFT + 16, height - 16 * (figure.series.length - k) + 8, { fill: colours.text, longest: 34 })));
+  } else ends.forEach((end, k) => root.append(shape("rect", { x: LEFT, y: height - 16 * (figure.series.length - k) + 2, width: 10, height: 3, y2: 0, fill: end.colour }), label(end.series.name, LEFT + 16, height - 16 * (figure.series.length - k) + 8, { fill: colours.text, longest: 34 })));
   return root;
 }
 
@@ -278,7 +316,7 @@ function drawScatter(page, figure, width) {
   const [x0, x1] = span("x"), [y0, y1] = span("y");
   for (const point of figure.points) {
     const x = 24 + ((width - 48) * (point.x - x0)) / (x1 - x0), y = height - 20 - ((height - 40) * (point.y - y0)) / (y1 - y0);
-    root.append(svg("circle", { cx: x, cy: y, r: 5.5, fill: CATEGORIES[point.category % CATEGORIES.length], "fill-opacity": 0.9, stroke: colours.card, "data-tip": point.label }));
+    root.append(shape("circle", { cx: x, cy: y, r: 5.5, fill: CATEGORIES[point.category % CATEGORIES.length], "fill-opacity": 0.9, stroke: colours.card, "data-tip": point.label }));
     if (figure.points.length <= 40) root.append(label(point.label.split(",")[0].replace("head ", ""), x + 8, y + 4, { fill: colours.muted, size: 11 }));
   }
   return root;

@@ -140,11 +140,14 @@ function makePanels(page) {
     const tables = figures.filter((figure) => figure.kind === "table").length;
     const each = frame.root.classList.contains("maximised") ? (frame.tall - 8) / Math.max(1, figures.length - tables) : (frame.height || 260) / Math.max(1, figures.length);
     const scrolled = tables ? body.scrollTop : 0;
-    body.replaceChildren(...figures.map((figure) => {
-      const drawn = figure.kind === "table" ? drawTable(page, figure) : drawFigure(page, figure, width, Math.max(figure.height ?? (figure.kind === "columns" ? 110 : 0), figure.height ?? each));
-      drawn.figure = figure;
-      return drawn;
-    }));
+    figures.forEach((figure, i) => {
+      const old = body.children[i];
+      const height = Math.max(figure.height ?? (figure.kind === "columns" ? 110 : 0), figure.height ?? each);
+      const made = figure.kind === "table" ? drawTable(page, figure) : drawFigure(page, figure, width, height, old);
+      made.figure = figure;
+      if (made !== old) old ? old.replaceWith(made) : body.append(made);
+    });
+    while (body.children.length > figures.length) body.lastElementChild.remove();
     if (scrolled) body.scrollTop = scrolled;
     body.hidden = !figures.length;
     const text = part.error ?? part.empty ?? [part.cost ? `About ${formatSeconds(part.cost)} on this machine.` : "", part.note].filter(Boolean).join(" ");
@@ -301,7 +304,7 @@ function makePanels(page) {
         const figure = root.figure;
         if (position == null || figure?.kind !== "columns" || position < figure.first || position >= figure.first + figure.values.length) continue;
         const width = root.width.baseVal.value;
-        const x = LEFT + (position - figure.first + 0.5) * ((width - LEFT - RIGHT) / Math.max(figure.values.length, 24));
+        const x = LEFT + (position - figure.first + 0.5) * ((width - LEFT - RIGHT) / roomFor(figure.values.length));
         root.append(svg("line", { class: "crosshair", x1: x, x2: x, y1: 6, y2: root.height.baseVal.value - 60, stroke: page.colours.muted, "stroke-dasharray": "3 3", "pointer-events": "none" }));
       }
     }
@@ -321,13 +324,13 @@ function makePanels(page) {
 
   /** The panel's figures as one SVG; tables are left to the data. */
   function figureOf(frame) {
-    const drawn = [...frame.body.children].filter((child) => child.tagName.toLowerCase() === "svg");
-    if (!drawn.length) return null;
-    const width = Math.max(...drawn.map((each) => each.width.baseVal.value));
+    const shown = [...frame.body.children].filter((child) => child.tagName.toLowerCase() === "svg");
+    if (!shown.length) return null;
+    const width = Math.max(...shown.map((each) => each.width.baseVal.value));
     let y = 30;
     const root = svg("svg", { xmlns: SVG, width, style: `font:${FONT}` });
-    root.append(label(frame.heading.textContent, 12, 20, { fill: page.colours.text, weight: 600 }));
-    for (const each of drawn) {
+    root.append(drawn(label(frame.heading.textContent, 12, 20, { fill: page.colours.text, weight: 600 })));
+    for (const each of shown) {
       const copy = each.cloneNode(true);
       copy.setAttribute("y", y);
       copy.querySelectorAll(".hit, .crosshair").forEach((node) => node.remove());

@@ -23,7 +23,7 @@ function makeRail(page) {
     else page.act("go_to_prompt", { index: Number(item.dataset.index) });
   });
 
-  let drawn = null;
+  let drawn = null, shown = 0;
   function draw() {
     const { rows = [], most = 0 } = page.prompts;
     setText(count, `${rows.length} / ${most}`);
@@ -38,8 +38,10 @@ function makeRail(page) {
       }, make("button", { "aria-current": row.current ? "true" : "false" }, row.depth ? icon("branch") : "", text, size));
       return item;
     }));
-    if (drawn !== page.prompts) list.querySelector(".current")?.scrollIntoView({ block: "nearest" });
     drawn = page.prompts;
+    const current = rows.findIndex((row) => row.current);
+    if (current !== shown) requestAnimationFrame(() => list.children[current]?.scrollIntoView({ block: "nearest" }));
+    shown = current;
     const inForce = page.settings?.interventions ?? [];
     changed.hidden = !inForce.length;
     changes.replaceChildren(...inForce.map((text, index) => make("li", { title: text }, make("span", { class: "text mono" }, text),

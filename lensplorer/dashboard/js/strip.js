@@ -14,7 +14,7 @@ function makeStrip(page) {
   const tip = make("div", { class: "tip", role: "tooltip", hidden: true });
   const nodes = [];
   let shownViews = "";
-  let ringed = null;
+  let ringed = null, scrolling = null;
   let hovered = null;
 
   const positionOf = (event) => {
@@ -133,6 +133,13 @@ function makeStrip(page) {
     ringed.classList.add(kind);
     ringed.classed = null;
     ringed.setAttribute("aria-selected", "true");
+    scrolling ??= requestAnimationFrame(scrollToCursor);
+  }
+
+  /** Once a frame, when all is drawn: asking for places in between would lay the page out each time. */
+  function scrollToCursor() {
+    scrolling = null;
+    if (!ringed) return;
     const top = ringed.offsetTop - tokens.offsetTop;
     if (top < tokens.scrollTop) tokens.scrollTop = top - 4;
     else if (top + ringed.offsetHeight > tokens.scrollTop + tokens.clientHeight) tokens.scrollTop = top + ringed.offsetHeight - tokens.clientHeight + 4;

@@ -147,11 +147,18 @@ def completeness_badge(result: Any, about: str, *, good: float = 1e-3, near: flo
 
 
 def plain(values: Any) -> Any:
-    """Numbers for the browser, nested as the array is: five significant digits, NaN as None."""
-    array = np.asarray(values)
-    if array.ndim > 1:
-        return [plain(row) for row in array]
-    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in array.tolist()]
+    """Numbers for the browser, nested as the array is: five significant digits are more than it shows, and what is not finite is None."""
+    array = np.asarray(values, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        digits = 4 - np.floor(np.log10(np.abs(array)))
+        digits = np.clip(np.where(np.isfinite(digits), digits, 0), -300, 300)
+        up, down = 10.0 ** np.maximum(digits, 0), 10.0 ** np.maximum(-digits, 0)  # powers of ten are exact, their inverses are not
+        rounded = np.round(array * up / down) * down / up
+    finite = np.isfinite(rounded)
+    if not finite.all():
+        rounded = rounded.astype(object)
+        rounded[~finite] = None
+    return rounded.tolist()
 
 
 def symmetric(values: Any) -> float:

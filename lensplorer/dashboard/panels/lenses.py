@@ -31,14 +31,16 @@ def _lens(explorer: Explorer, settings: Settings) -> Picture:
     lens = explorer.need_session().along(logit_lens, first=first)
     lens = {name: values[: last - first] for name, values in lens.items()}
     ids, shares = (lens[name].swapaxes(0, 1) for name in ("top_token_id", "top_probability"))  # [layer, position, rank]
-    rows = range(len(ids))[::-1]  # the last layer on top
+    names = {token_id: explorer.shown_token(token_id) for token_id in np.unique(ids).tolist()}
+    tops = [  # the last layer on top
+        [[[names[token_id], p] for token_id, p in zip(*cell)] for cell in zip(*row)] for row in zip(ids[::-1].tolist(), plain(shares[::-1]))
+    ]
     colour = {"probability": shares[..., 0], "entropy": lens["entropy"].T, "KL to the last layer": lens["kl_to_final"].T}
     values = colour[settings["colour"]]
     high = 1.0 if settings["colour"] == "probability" else max(float(np.nanmax(values)), 1e-6)
-    tops = [[[[explorer.shown_token(t), float(f"{p:.4g}")] for t, p in zip(ids[r, c], shares[r, c])] for c in range(last - first)] for r in rows]
     figure = heat(
         values[::-1],
-        rows=[layer_name(row) for row in rows],
+        rows=[layer_name(row) for row in range(len(ids))[::-1]],
         columns=explorer.shown_tokens()[first:last],
         low=0.0,
         high=high,

@@ -26,9 +26,10 @@ def distribution(explorer: Explorer) -> Any:
         "n_prompt": min(session.state.prompt.n_given, len(ids)),
         "constraint": session.constraint if explorer.at_end else None,
     }
-    explorer.note(call(sampling_distribution, Here(), position=explorer.position, **options))
+    question = call(sampling_distribution, Here(), position=explorer.position, **options)
+    explorer.note(question)
     window = explorer.answer(explorer.here)
-    return distribution_of(window, window.logits[-1], ids, chosen=None, **options)
+    return explorer.answer(question, lambda: distribution_of(window, window.logits[-1], ids, chosen=None, **options))
 
 
 def _build(explorer: Explorer, settings: Settings) -> Picture:
