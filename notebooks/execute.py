@@ -81,17 +81,17 @@ def still(output: Any) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the notebooks and keep their outputs.")
-    parser.add_argument("names", nargs="*", help="file names; all when none is given")
+    parser.add_argument("names", nargs="*", help="files, or names in this folder; all when none is given")
     parser.add_argument("--out", type=Path, help="where the results go; in place when not given")
     asked = parser.parse_args()
-    folder: Path = asked.out or HERE
-    folder.mkdir(parents=True, exist_ok=True)
+    if asked.out:
+        asked.out.mkdir(parents=True, exist_ok=True)
     kernel, failed = start_kernel(), 0
     try:
-        for path in [HERE / Path(name).name for name in asked.names] or notebooks():
+        for path in [path if (path := Path(name)).exists() else HERE / path.name for name in asked.names] or notebooks():
             began = time.monotonic()
             notebook, error = execute(path, kernel)
-            nbformat.write(notebook, folder / path.name)
+            nbformat.write(notebook, (asked.out or path.parent) / path.name)
             failed += bool(error)
             sys.stderr.write(f"{path.name}: {f'FAILED{os.linesep}{error}' if error else f'{time.monotonic() - began:.1f} s'}\n")
     finally:
