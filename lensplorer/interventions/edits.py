@@ -121,6 +121,9 @@ def ablate_head(layer: int, head: HeadsLike, **options: Any) -> Ablation:
         layer: the block, from 0.
         head: one or several, from 0.
         options: ``method``, ``reference``, ``seed``, ``positions`` of ``ablate``.
+
+    Raises:
+        AnalysisError: no head is given, a negative layer or head, or as ``ablate``. When it runs: no such block or head.
     """
     if head is None:
         raise AnalysisError("ablate_head needs a head, or several. ablate_attention takes all, with the output bias.")
@@ -132,6 +135,13 @@ def ablate_attention(layer: int, **options: Any) -> Ablation:
 
     >>> ablate_attention(0, positions=3)
     ablate('blocks.0.hook_attn_out', positions=3)
+
+    Args:
+        layer: the block, from 0.
+        options: ``method``, ``reference``, ``seed``, ``positions`` of ``ablate``.
+
+    Raises:
+        AnalysisError: a negative layer, or as ``ablate``. When it runs: no such block.
     """
     return ablate(f"blocks.{index('layer', layer)}.hook_attn_out", **options)
 
@@ -141,6 +151,13 @@ def ablate_mlp(layer: int, **options: Any) -> Ablation:
 
     >>> ablate_mlp(0)
     ablate('blocks.0.hook_mlp_out')
+
+    Args:
+        layer: the block, from 0.
+        options: ``method``, ``reference``, ``seed``, ``positions`` of ``ablate``.
+
+    Raises:
+        AnalysisError: a negative layer, or as ``ablate``. When it runs: no such block.
     """
     return ablate(f"blocks.{index('layer', layer)}.hook_mlp_out", **options)
 
@@ -150,6 +167,13 @@ def ablate_layer(layer: int, **options: Any) -> Ablation:
 
     >>> ablate_layer(1)
     ablate('blocks.1.hook_attn_out', 'blocks.1.hook_mlp_out')
+
+    Args:
+        layer: the block, from 0.
+        options: ``method``, ``reference``, ``seed``, ``positions`` of ``ablate``.
+
+    Raises:
+        AnalysisError: a negative layer, or as ``ablate``. When it runs: no such block.
     """
     return ablate(f"blocks.{index('layer', layer)}.hook_attn_out", f"blocks.{layer}.hook_mlp_out", **options)
 
@@ -159,6 +183,14 @@ def ablate_position(position: PositionsLike, *, layer: int = 0, **options: Any) 
 
     >>> ablate_position(3)
     ablate('blocks.0.hook_resid_pre', positions=3)
+
+    Args:
+        position: absolute, from 0; one, several or a slice.
+        layer: the block, from 0.
+        options: ``method``, ``reference``, ``seed`` of ``ablate``.
+
+    Raises:
+        AnalysisError: a negative layer, or as ``ablate``. When it runs: no such block.
     """
     return ablate(f"blocks.{index('layer', layer)}.hook_resid_pre", positions=position, **options)
 
@@ -250,6 +282,10 @@ def scale(hook: str, factor: float, *, positions: PositionsLike = None, heads: H
     Args:
         hook, positions, heads: as ``patch``.
         factor: 0 is the same as ``ablate``.
+
+    Raises:
+        AnalysisError: a negative or relative position, or a head that is no whole number from 0.
+        TraceError: when it runs: the model has no such activation.
     """
     if float(factor) == 0:
         return ablate(hook, heads=heads, positions=positions)
