@@ -89,6 +89,8 @@ class Desk:
         )
         with edit_readonly(self.page):
             self.page.busy = False  # in place of a reference to the server's business, which cost 20 ms of model searches per key
+        for _, watcher in self.page._param__private.ref_watchers:
+            pn.state.param.unwatch(watcher)  # it would keep every page ever opened, and call each on every key
         self._doc: Document | None = pn.state.curdoc
         self._loop = _running_loop()
         self._taking: asyncio.Future[None] | None = None  # held, since the loop holds its tasks weakly

@@ -1,6 +1,7 @@
 """Pictures of the page: ``python -m tests.ui.screenshots OUT_DIR [--all]``.
 
-Writes explorer.png, the picture of the README; with ``--all`` also each view, both themes, three sizes, and the empty, loading and failing states.
+Writes explorer.png, the picture of the README; with ``--all`` also each view and panel in both themes, four sizes, and the empty, loading and
+failing states.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from lensplorer.dashboard.panels import PANELS
 from tests.ui.conftest import FLAGS, Server, Tab, find_browser
 
-SIZES = ((1440, 900), (1280, 800), (2560, 1440))
+SIZES = ((1440, 900), (1280, 800), (2560, 1440), (3840, 2160))
 STORY = "When Mary and John went to the shop, John gave the book to"
 
 
@@ -24,17 +26,15 @@ def write_prompt(tab: Tab, text: str) -> None:
 
 
 def show_story(tab: Tab) -> None:
-    """A prompt, a few steps of completion and a branch with another choice."""
+    """A prompt, a step of completion, a branch with another choice, and back to where the model hesitates."""
     write_prompt(tab, STORY)
-    tab.press("l", "l", "l")
-    tab.press("d")
-    tab.press("h", "h", "j", "l", "l", "l", "l")
+    tab.press("l", "d", "j", "l", "l", "l", "l", "w")
 
 
 def shoot(tab: Tab, path: Path) -> None:
     tab.settle()
     tab.page.mouse.move(0, 0)
-    tab.page.wait_for_timeout(600)  # the plot is drawn by frames of its own
+    tab.page.wait_for_timeout(600)  # what fades has faded
     tab.page.screenshot(path=path)
     print(path)
 
@@ -70,13 +70,22 @@ def every_state(tab: Tab, browser: object, url: str, out: Path) -> None:
     tab.press("Control+k", "Control+k")
     for theme in ("dark", "light"):
         for number, name in enumerate(names, 1):
-            tab.press(str(number))
+            tab.locator(f"[data-view={name}]").click()
             shoot(tab, out / f"{number}-{name}-{theme}.png")
         tab.press("2")
         for width, height in SIZES:
             tab.page.set_viewport_size({"width": width, "height": height})
             shoot(tab, out / f"size-{width}-{theme}.png")
         tab.page.set_viewport_size({"width": 1440, "height": 900})
+        for name in PANELS:
+            panel = tab.panel(name)
+            panel.locator("h2").hover()
+            tab.press("Shift+M")
+            if panel.get_attribute("data-state") == "waiting":
+                tab.press("r")
+            shoot(tab, out / f"panel-{name}-{theme}.png")
+            panel.locator("h2").hover()
+            tab.press("Shift+M")
         tab.press("?")
         shoot(tab, out / f"help-{theme}.png")
         tab.press("Escape", "i")

@@ -79,9 +79,9 @@ function formatTick(value) {
 
 const FIGURES = { columns: drawColumns, bars: drawBars, heat: drawHeat, lines: drawLines, scatter: drawScatter };
 
-/** The SVG of a figure as wide as its place, and as high as it asks for; an element drawn before is used again. */
-function drawFigure(page, figure, width, height, element) {
-  const root = FIGURES[figure.kind](page, figure, Math.max(160, Math.floor(width)), Math.max(60, Math.floor(height)));
+/** The SVG of a figure as wide as its place, and as high as it asks for, or as its place where that is large; an element drawn before is used again. */
+function drawFigure(page, figure, width, height, isLarge, element) {
+  const root = FIGURES[figure.kind](page, figure, Math.max(160, Math.floor(width)), Math.max(60, Math.floor(height)), isLarge);
   Object.assign(root.attributes, { style: `font:${FONT}`, xmlns: SVG, class: `figure of-${figure.kind}`, role: "img" });
   return drawn(root, element);
 }
@@ -140,10 +140,11 @@ function drawColumns(page, figure, width, height) {
 }
 
 /** Rows of horizontal bars from zero. */
-function drawBars(page, figure, width) {
+function drawBars(page, figure, width, tall, isLarge) {
   const colours = page.colours;
   const n = figure.series.length;
-  const rowHeight = n > 1 ? 26 : 20, top = n > 1 ? 22 : 4;
+  const top = n > 1 ? 22 : 4;
+  const rowHeight = Math.max(n > 1 ? 26 : 20, isLarge ? Math.min(34, (tall - top - 4) / figure.labels.length) : 0);
   const height = top + figure.labels.length * rowHeight + 4;
   const root = canvas(width, height);
   const left = 84, right = 64, inner = width - left - right;
@@ -175,7 +176,7 @@ function drawBars(page, figure, width) {
 }
 
 /** A grid of colours: one picture, or with text in the cells; positions on the columns may be windowed to what fits. */
-function drawHeat(page, figure, width, height) {
+function drawHeat(page, figure, width, height, isLarge) {
   const colours = page.colours;
   const rows = figure.values.length;
   const all = figure.values[0]?.length ?? 0;
@@ -196,7 +197,8 @@ function drawHeat(page, figure, width, height) {
   const inner = width - left - RIGHT;
   const room = figure.texts || !isToken ? fits : roomFor(n);
   const cell = figure.fit ? Math.min(inner / room, figure.texts ? 120 : 150) : inner / room;
-  const wanted = figure.texts ? 23 : withText ? 19 : Math.max(3, Math.min(22, (height - head - foot) / rows));
+  const most = isLarge ? 60 : 22, fair = (height - head - foot) / rows;
+  const wanted = withText ? Math.max(figure.texts ? 23 : 19, isLarge ? Math.min(40, fair) : 0) : Math.max(3, Math.min(most, fair));
   const tall = head + foot + rows * wanted;
   const root = canvas(width, tall);
   const xOf = (i) => left + (i + 0.5) * cell;
@@ -294,10 +296,11 @@ function drawLines(page, figure, width, height) {
   });
   if (wide) {
     ends.sort((a, b) => a.y - b.y);
-    let last = -Infinity;
-    for (const end of ends) {
-      const y = Math.max(end.y + 4, last + 14);
-      last = y;
+    const places = ends.map((end) => end.y + 4); // apart from each other, and above the axis
+    for (let i = 1; i < places.length; i++) places[i] = Math.max(places[i], places[i - 1] + 14);
+    for (let i = places.length - 1, most = height - foot + 4; i >= 0; i--, most = Math.min(most, places[i + 1]) - 14) places[i] = Math.min(places[i], most);
+    for (const [i, end] of ends.entries()) {
+      const y = places[i];
       root.append(label(tokenLabel(end.series.name), width - right + 10, y, { fill: end.colour, longest: 17, weight: end.series.strong ? 600 : null }));
     }
   } else ends.forEach((end, k) => root.append(shape("rect", { x: LEFT, y: height - 16 * (figure.series.length - k) + 2, width: 10, height: 3, y2: 0, fill: end.colour }), label(end.series.name, LEFT + 16, height - 16 * (figure.series.length - k) + 8, { fill: colours.text, longest: 34 })));

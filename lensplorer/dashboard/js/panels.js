@@ -104,7 +104,7 @@ function makePanels(page) {
     new ResizeObserver((entries) => {
       const { width, height: tall } = entries.at(-1).contentRect;
       if (!width) return;
-      const differs = Math.abs(width - frame.width) > 3;
+      const differs = Math.abs(width - frame.width) > 3 || (root.classList.contains("maximised") && Math.abs(tall - frame.tall) > 3);
       (frame.width = width), (frame.tall = tall);
       if (differs && frame.part) drawBody(frame);
     }).observe(body);
@@ -138,12 +138,13 @@ function makePanels(page) {
     const width = frame.width || (frame.width = (body.clientWidth || frame.root.clientWidth) - 16);
     const figures = part.figures ?? [];
     const tables = figures.filter((figure) => figure.kind === "table").length;
-    const each = frame.root.classList.contains("maximised") ? (frame.tall - 8) / Math.max(1, figures.length - tables) : (frame.height || 260) / Math.max(1, figures.length);
+    const isLarge = frame.root.classList.contains("maximised");
+    const each = isLarge ? (frame.tall - 8) / Math.max(1, figures.length - tables) : (frame.height || 260) / Math.max(1, figures.length);
     const scrolled = tables ? body.scrollTop : 0;
     figures.forEach((figure, i) => {
       const old = body.children[i];
-      const height = Math.max(figure.height ?? (figure.kind === "columns" ? 110 : 0), figure.height ?? each);
-      const made = figure.kind === "table" ? drawTable(page, figure) : drawFigure(page, figure, width, height, old);
+      const height = isLarge ? Math.max(each, figure.height ?? 0) : figure.height ?? Math.max(each, figure.kind === "columns" ? 110 : 0);
+      const made = figure.kind === "table" ? drawTable(page, figure) : drawFigure(page, figure, width, height, isLarge, old);
       made.figure = figure;
       if (made !== old) old ? old.replaceWith(made) : body.append(made);
     });

@@ -57,8 +57,8 @@ def _by_layer(explorer: Explorer, settings: Settings) -> Picture:
     weights = explorer.look(attention_by_layer).weight.values
     rows = [f"block {layer}" for layer in range(len(weights))]
     figure = _attention(weights[::-1], rows[::-1], explorer, row="block", mark=explorer.position)
-    title = f"Attention from {explorer.shown_token(explorer.ids[explorer.position])}, mean over heads"
-    return {"figures": [figure], "title": title, "badge": _rows_badge(weights)}
+    title = f"Attention from {explorer.shown_token(explorer.ids[explorer.position])}"
+    return {"figures": [figure], "title": title, "badge": _rows_badge(weights), "note": "The mean over the heads of each block."}
 
 
 def _one_head(explorer: Explorer, settings: Settings) -> Picture:

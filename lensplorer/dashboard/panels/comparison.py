@@ -105,7 +105,7 @@ COMPARISON = Panel(
     about="Two prompts, branches or models, or the changed model and the plain one, position by position.",
     build=_build,
     controls=(
-        Control("with", "with", _MODEL, _others),
+        Control("with", "with", "", _others),
         Control("model", "model", "", when=lambda settings: settings["with"] == _MODEL, about="storyworld-mini, gpt2, a folder"),
         Control("show", "show", "divergence", _SHOWS),
     ),

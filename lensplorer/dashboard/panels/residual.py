@@ -74,7 +74,7 @@ def _build(explorer: Explorer, settings: Settings) -> Picture:
         total += f" The {len(order)} heads that contribute most, by the token they read from."
     return {
         "figures": [figure],
-        "title": f"Decomposition: {about}",
+        "title": f"Parts of the {about}",
         "note": total,
         "badge": completeness_badge(result, _ABOUT, good=1e-4, near=1e-3),
     }

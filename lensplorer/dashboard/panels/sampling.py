@@ -35,7 +35,7 @@ def distribution(explorer: Explorer) -> Any:
 def _build(explorer: Explorer, settings: Settings) -> Picture:
     result = distribution(explorer)
     order = np.lexsort((-result.p_base.values, -result.p_final.values))[:_SHOWN]
-    active = [i for i, on in enumerate(result.active.values) if on]
+    active = [i for i, on in enumerate(result.active.values) if on and result.stage.values[i] != "base"]  # that one is p_base
     names = ["p_base", *(str(result.stage.values[i]).replace("_", " ") for i in active)]
     p = result.p.values[active][:, order]  # [stage, candidate]
     base = result.p_base.values[order]
