@@ -125,5 +125,6 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
 
 
 def _suggestion(name: str) -> str:
-    close = nearest(name, known_models()) or nearest(name.split("/")[-1], [known.split("/")[-1] for known in known_models()])
+    known = [each for each in known_models() if each != name]
+    close = nearest(name, known) or nearest(name.split("/")[-1], [each.split("/")[-1] for each in known])
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -54,6 +55,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         typer.echo(__version__)
         raise typer.Exit
+    level = os.environ.get("LENSPLORER_LOG_LEVEL", "warning").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise _fail(f"LENSPLORER_LOG_LEVEL is {level.lower()!r}: expected debug, info, warning or error.")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("lensplorer").setLevel(level)
 
 
 @app.command(name="explore", help=explore_options.__doc__)

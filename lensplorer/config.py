@@ -15,10 +15,10 @@ from lensplorer.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """``[model]``: which model, and whether its SAEs are switched on."""
+    """``[model]``: which model, and whether the SAEs of this file, or the built-in model's own, are loaded with the page."""
 
     name: str | None = None
-    enable_sae: bool = False
+    enable_sae: bool = True
 
 
 @dataclass(frozen=True)

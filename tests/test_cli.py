@@ -56,3 +56,14 @@ def test_explore_offers_the_options_of_the_contract():
     said = runner.invoke(app, ["explore", "--help"], env={"COLUMNS": "200"}).output
     for option in ("--input", "--model", "--bf16", "--seed", "--config", "--layer-prob", "--cross-layer", "--sae-config", "--port", "--address"):
         assert option in said
+    assert "[model]" in said and "[[sae]]" in said
+
+
+def test_the_log_level_comes_from_the_environment(monkeypatch):
+    import logging
+
+    assert runner.invoke(app, ["models", "storyworld"], env={"LENSPLORER_LOG_LEVEL": "debug"}).exit_code == 0
+    assert logging.getLogger("lensplorer").level == logging.DEBUG
+    monkeypatch.setattr(logging.getLogger("lensplorer"), "level", logging.NOTSET)
+    wrong = runner.invoke(app, ["models"], env={"LENSPLORER_LOG_LEVEL": "loud"})
+    assert wrong.exit_code == 1 and "expected debug, info" in wrong.stderr

@@ -18,6 +18,8 @@ Needs ``pip install "lensplorer[attribution]"``, and scikit-learn for LIME and k
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -43,10 +45,11 @@ def captum_scores(question: Question, method: str, *, n_samples: int | None, see
     if n_samples is not None and n_samples < 1:
         raise AnalysisError(f"n_samples must be at least 1, got {n_samples}.")
     rows = [_one_row(question, row) for row in range(question.rows)]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _numpy_restored():
         found = []
         for row in rows:
             torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # where along its path gradient SHAP looks
             found.append(_scores(row, method, n_samples))
     scores = torch.zeros(question.rows, question.length, dtype=torch.float64)
     for index, score in enumerate(found):
@@ -66,6 +69,16 @@ def captum_scores(question: Question, method: str, *, n_samples: int | None, see
     if method in ("gradient_shap", "lime", "kernel_shap"):
         extra |= {"n_samples": max(_samples(row, method, n_samples) for row in rows), "seed": seed}
     return scores, extra
+
+
+@contextmanager
+def _numpy_restored() -> Iterator[None]:
+    """numpy's global generator afterwards as before: Captum draws from it."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _one_row(question: Question, row: int) -> Question:

@@ -23,7 +23,7 @@ def batch(
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="ANALYSIS.OPTION=VALUE", help="An option: logit_lens.top_k=3, attribute.target=@answer.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML with [batch] and [[analysis]] tables; what is given here comes before it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML with \\[batch] and [\\[analysis]] tables; what is given here comes before it.")] = None,
     model: Annotated[str | None, typer.Option(help="A built-in model, a hub name or a folder.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",

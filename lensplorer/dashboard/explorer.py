@@ -225,6 +225,8 @@ class Explorer:
             except LensplorerError as error:
                 self.tell(str(error), kind="error")
                 return
+        elif not self.options.config.model.enable_sae:
+            return
         elif not tables:
             name = model_info(self.need_session().model).name
             tables = tuple(SAEConfig(release=name, sae_id=sae_id) for sae_id in built_in_ids(name)) if name in BUILT_IN else ()

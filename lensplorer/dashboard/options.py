@@ -51,7 +51,7 @@ def explore_options(
     model: Annotated[str | None, typer.Option(help="Built-in model, hub name or folder. Default: LENSPLORER_MODEL, else storyworld.")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Load the model in bfloat16: half the memory, about two digits.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of everything drawn at random. Default: a fresh one.", min=0)] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with [model], [prompt], [display] and [[sae]].")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with \\[model], \\[prompt], \\[display] and [\\[sae]].")] = None,
     layer_prob: Annotated[bool, typer.Option("--layer-prob", "--layer_prob", help="Show each candidate's probability layer by layer.")] = False,
     cross_layer: Annotated[bool, typer.Option("--cross-layer", "--cross_layer", help="Match SAE features between layers.")] = False,
     sae_config: Annotated[Path | None, typer.Option("--sae-config", "--sae_config", help="TOML file that lists SAEs.")] = None,

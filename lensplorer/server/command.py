@@ -20,7 +20,7 @@ def serve_options(
     bf16: Annotated[bool, typer.Option("--bf16", help="Load models in bfloat16: half the memory, about two digits.")] = False,
     input: Annotated[Path | None, typer.Option("--input", "-i", help="Text file with the first prompt of the dashboard.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything the dashboard draws at random. Default: a fresh one.", min=0)] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with [model], [prompt], [display] and [[sae]].")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with \\[model], \\[prompt], \\[display] and [\\[sae]].")] = None,
     address: Annotated[str, typer.Option(help="Address to serve on. Anything but this machine needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to serve on; 0 takes a free one.", min=0, max=65535)] = DEFAULT_PORT,
     token: Annotated[

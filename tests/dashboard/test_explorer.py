@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lensplorer.analyses.scores import next_token, token_scores
+from lensplorer.config import Config, ModelConfig
 from lensplorer.dashboard.options import Options
 from lensplorer.dashboard.panels.base import plain
 from lensplorer.dashboard.snapshot import later_parts
@@ -168,3 +169,11 @@ def test_numbers_for_the_browser_have_five_significant_digits():
     assert plain(values) == pytest.approx([float(f"{value:.5g}") for value in values], rel=1e-15)
     assert plain([[1.0, np.nan], [np.inf, -np.inf]]) == [[1.0, None], [None, None]]
     assert len(json.dumps(plain([1 / 3e7, 2 / 3, 1e5 / 7]))) < 40
+
+
+def test_saes_may_be_switched_off(storyworld):
+    quiet = Driver(Options(config=Config(model=ModelConfig(enable_sae=False))), storyworld)
+    assert not quiet.explorer.saes.loading and not quiet.explorer.saes.loaded
+    loud = Driver(Options(), storyworld)
+    assert loud.explorer.saes.loading
+    loud.wait_for_saes()

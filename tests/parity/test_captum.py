@@ -55,7 +55,11 @@ def test_shapley_values(tiny_model):
 def test_samples_approach_and_repeat(tiny_model):
     trace = run_trace(tiny_model("gpt2"), IDS, reads=[])
     integrated = attribute(trace, 3).attribution.values
+    before = np.random.get_state()[1].tolist()
     sampled = attribute(trace, 3, method="gradient_shap", n_samples=400)
+    again = attribute(trace, 3, method="gradient_shap", n_samples=400)
+    np.testing.assert_array_equal(sampled.attribution, again.attribution)  # the seed is all there is to it
+    assert np.random.get_state()[1].tolist() == before
     assert np.corrcoef(integrated, sampled.attribution)[0, 1] > 0.95
     few = {"method": "lime", "n_samples": 40, "seed": 2}
     np.testing.assert_array_equal(attribute(trace, 3, **few).attribution, attribute(trace, 3, **few).attribution)
