@@ -264,6 +264,17 @@ def test_patching_and_comparison_of_two_prompts(story):
     close(js["values"], both.js)
     (grid,) = figures(story, "comparison", show="residual norms")
     close(grid["values"][::-1], lp.difference(lp.residual_norms(run), lp.residual_norms(alien)).norm)
+    a, b = figures(story, "comparison", show="attention side by side")
+    for shown, of in ((a, run), (b, alien)):
+        close(shown["values"][::-1], lp.attention_by_layer(of).weight)
+    metric = (right, wrong)
+    estimate = lp.attribution_patching(alien, run, "z", metric)
+    (grid,) = figures(story, "patching", hook="z", how="first-order estimate")
+    close(grid["values"][::-1], estimate.estimate)
+    grid, both = figures(story, "patching", how="estimate, the top confirmed")
+    confirmed = lp.confirm_patching(estimate, alien, run, metric, top=10)
+    close(both["series"][0]["values"], confirmed.predicted)
+    close(both["series"][1]["values"], confirmed.measured)
     assert len(other) == len(alien.tokens) + 3
 
 

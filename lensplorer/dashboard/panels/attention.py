@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from lensplorer.analyses.attention import attention_by_layer, attention_patterns
 from lensplorer.analyses.heads import head_clusters, head_scores
 from lensplorer.dashboard.asking import Here, call
 from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, badge, columns, heat
+from lensplorer.tokens import visible
 
 if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
@@ -117,10 +118,6 @@ def _rollout(explorer: Explorer, settings: Settings) -> Picture:
 
 def _clusters(explorer: Explorer, settings: Settings) -> Picture:
     result = explorer(head_clusters, n_clusters=int(settings["clusters"]), position=explorer.position)
-    points = [
-        {"x": float(x), "y": float(y), "category": int(cluster), "label": f"head {int(layer)}.{int(head)}, cluster {int(cluster)}"}
-        for x, y, cluster, layer, head in zip(result.x.values, result.y.values, result.cluster.values, result["layer"].values, result["head"].values)
-    ]
     means = result.mean_pattern.values
     high = max(float(means.max()), 1e-6)
     tokens = explorer.shown_tokens()
@@ -140,7 +137,27 @@ def _clusters(explorer: Explorer, settings: Settings) -> Picture:
         for i, row in enumerate(means)
     ]
     title = f"Heads that read alike at position {explorer.position} ({result.attrs['projection']}, k-means)"
-    return {"figures": [{"kind": "scatter", "points": points}, *patterns], "title": title}
+    return {"figures": [cluster_map(result), *patterns], "title": title}
+
+
+def cluster_map(result: Any) -> dict[str, Any]:
+    """Each head as a point, coloured by its cluster."""
+    points = [
+        {"x": float(x), "y": float(y), "category": int(cluster), "label": f"head {int(layer)}.{int(head)}, cluster {int(cluster)}"}
+        for x, y, cluster, layer, head in zip(result.x.values, result.y.values, result.cluster.values, result["layer"].values, result["head"].values)
+    ]
+    return {"kind": "scatter", "points": points}
+
+
+def layer_heat(result: Any, **more: Any) -> dict[str, Any]:
+    """Attention of one position by layer, the last block on top."""
+    weights = result.weight.values
+    rows = [f"block {layer}" for layer in range(len(weights))]
+    high = max(float(np.nanmax(weights)), 1e-6)
+    tokens = [visible(str(token)) for token in result.source_token.values]
+    return heat(
+        weights[::-1], rows=rows[::-1], columns=tokens, low=0.0, high=high, quantity="attention", unit="", row="block", column="position", **more
+    )
 
 
 def _head(explorer: Explorer, settings: Settings) -> tuple[int, int]:

@@ -8,9 +8,11 @@ import numpy as np
 
 from lensplorer.analyses.attention import attention_by_layer
 from lensplorer.analyses.comparison import compare, difference
+from lensplorer.analyses.heads import head_clusters
 from lensplorer.analyses.lenses import logit_lens
 from lensplorer.analyses.residual import residual_norms
 from lensplorer.dashboard.asking import Call, Here, OtherModel, OtherPrompt, Plain, Source, call
+from lensplorer.dashboard.panels.attention import cluster_map, layer_heat
 from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, columns, heat, symmetric
 from lensplorer.dashboard.panels.lenses import layer_name
 from lensplorer.tokens import visible
@@ -19,7 +21,15 @@ if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
 
 _PLAIN, _MODEL = "the plain model", "another model"
-_SHOWS = ("divergence", "probabilities", "entropy by layer", "residual norms", "attention by layer")
+_SHOWS = (
+    "divergence",
+    "probabilities",
+    "entropy by layer",
+    "residual norms",
+    "attention by layer",
+    "attention side by side",
+    "clusters side by side",
+)
 
 
 def _others(explorer: Explorer) -> list[str]:
@@ -60,6 +70,12 @@ def _build(explorer: Explorer, settings: Settings) -> Picture:
             )
             for side in "ab"
         ]
+    elif show == "attention side by side":
+        figures = [layer_heat(explorer.ask(call(attention_by_layer, source)), label=side) for side, source in (("a", Here()), ("b", other))]
+        picture["note"] = "From the last token of each, the mean over the heads of each block: a above, b below."
+    elif show == "clusters side by side":
+        figures = [cluster_map(explorer.ask(call(head_clusters, source))) for source in (Here(), other)]
+        picture["note"] = "Heads that read alike at the last token: a above, b below. The two maps have axes of their own."
     else:
         figures = [_grid(explorer, show, other, alignment, tokens)]
         picture["note"] = "b − a."

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lensplorer.analyses.patching import activation_patching, attribution_patching
+from lensplorer.analyses.patching import activation_patching, attribution_patching, confirm_patching
 from lensplorer.dashboard.asking import Here, OtherPrompt, call
-from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, heat, symmetric
+from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, bars, heat, symmetric
 
 if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
 
 _HOOKS = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z", "pattern")
-_MEASURED, _ESTIMATED = "patch each cell", "first-order estimate"
+_MEASURED, _ESTIMATED, _CONFIRMED = "patch each cell", "first-order estimate", "estimate, the top confirmed"
+_TOP = 10
 
 
 def _build(explorer: Explorer, settings: Settings) -> Picture:
@@ -24,11 +25,13 @@ def _build(explorer: Explorer, settings: Settings) -> Picture:
         return {"figures": [], "note": note}
     clean = OtherPrompt(others[settings["clean"]])
     metric = (settings["right"] or explorer.best_token(clean), settings["wrong"] or explorer.best_token(Here()))
-    function = activation_patching if settings["how"] == _MEASURED else attribution_patching
-    result = explorer.ask(call(function, clean, Here(), settings["hook"], metric))
-    values = result.effect.values
+    measured = settings["how"] == _MEASURED
+    question = call(activation_patching if measured else attribution_patching, clean, Here(), settings["hook"], metric)
+    result = explorer.ask(question)
+    effect = result.effect if measured else result.estimate
+    values = effect.values
     bound = max(1.0, symmetric(values))
-    by_head = "head" in result.effect.dims
+    by_head = "head" in effect.dims
     rows = [f"block {layer}" for layer in range(len(values))]
     figure = heat(
         values[::-1],
@@ -44,17 +47,22 @@ def _build(explorer: Explorer, settings: Settings) -> Picture:
     best = np.unravel_index(int(np.nanargmax(values)), values.shape)
     right, wrong = (token if isinstance(token, str) else explorer.shown_token(token) for token in metric)
     place = f"block {best[0]}, {'head' if by_head else 'position'} {best[1]}"
-    return {
-        "figures": [figure],
-        "title": f"Patching {settings['hook']} from the other prompt: logit({right}) − logit({wrong})",
-        "note": f"1 = the clean answer restored. Most at {place}: {float(values[best]):.3g}."
-        + (" An estimate: confirm with 'patch each cell'." if settings["how"] == _ESTIMATED else ""),
-    }
+    figures, note = [figure], f"1 = the clean answer restored. Most at {place}: {float(values[best]):.3g}."
+    if settings["how"] == _CONFIRMED:
+        confirmed = explorer.ask(call(confirm_patching, question, clean, Here(), metric, top=_TOP))
+        series = {"estimate": confirmed.predicted.values, "measured": confirmed.measured.values}
+        figures.append(bars([str(name) for name in confirmed.component.values], series, unit="of the clean answer"))
+        note += f" Over the {len(confirmed.component)} largest, estimate and measurement correlate at {float(confirmed.attrs['correlation']):.2f}."
+    elif not measured:
+        note += " An estimate, not a measurement."
+    return {"figures": figures, "title": f"Patching {settings['hook']} from the other prompt: logit({right}) − logit({wrong})", "note": note}
 
 
 def _seconds(explorer: Explorer, settings: Settings) -> float:
-    cells = explorer.n_layers * (int(explorer.need_session().model.cfg.n_heads) if settings["hook"] in ("z", "pattern") else len(explorer.ids))
-    return (cells if settings["how"] == _MEASURED else 4) * explorer.forward_seconds if explorer.other_prompts() else 0.0
+    by_head = settings["hook"] in ("z", "pattern")
+    cells = explorer.n_layers * (int(explorer.need_session().model.cfg.n_heads) if by_head else len(explorer.ids))
+    runs = {_MEASURED: cells, _ESTIMATED: 4, _CONFIRMED: 4 + _TOP}[settings["how"]]
+    return runs * explorer.forward_seconds if explorer.other_prompts() else 0.0
 
 
 PATCHING = Panel(
@@ -67,7 +75,7 @@ PATCHING = Panel(
         Control("hook", "of", "resid_pre", _HOOKS),
         Control("right", "right", "", about="Right answer, one token with its leading space; empty: the clean prompt's best candidate"),
         Control("wrong", "wrong", "", about="Wrong answer; empty: this prompt's best candidate"),
-        Control("how", "how", _MEASURED, (_MEASURED, _ESTIMATED)),
+        Control("how", "how", _MEASURED, (_MEASURED, _ESTIMATED, _CONFIRMED)),
     ),
     is_open=False,
     seconds=_seconds,
