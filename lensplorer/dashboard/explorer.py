@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,7 @@ from lensplorer.dashboard.panels import PANELS, needed_reads
 from lensplorer.dashboard.panels.base import Panel
 from lensplorer.dashboard.saes import PageSAEs
 from lensplorer.dashboard.state import PageState
+from lensplorer.dashboard.worker import TURNS
 from lensplorer.errors import LensplorerError, PromptError, SessionError
 from lensplorer.models import LensModel
 from lensplorer.sampling.params import DecodingParams
@@ -45,6 +46,7 @@ Later = Callable[[Callable[[], None]], None]
 
 HERE = Here()
 _PACE_TOKENS = 16
+_LONG = 0.3  # seconds: a panel that takes longer does not keep others from their turn
 _LONGEST_TOKEN = 200  # characters; a token of a whole line of dashes need not be sent in full
 
 
@@ -414,7 +416,8 @@ class Explorer:
         started = time.perf_counter()
         known = len(self._answers)
         try:
-            with self.costs.running(panel.name, self.costs.expected(key, guess)):
+            expected = self.costs.expected(key, guess)
+            with TURNS if expected < _LONG else nullcontext(), self.costs.running(panel.name, expected):
                 yield
             self._asked_by[panel.name], self._asked_when[panel.name] = self._asked, self._key()
             if len(self._answers) > known:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
+#: Pages at work at a time. More would take Python from each other, and all of them longer than one after another.
+TURNS = threading.Semaphore(1)
 FRAME = 0.05  #: seconds of commands before a picture is made in between
 
 
@@ -50,17 +52,18 @@ class Worker:
         while True:
             function = self._queue.get()
             started = time.perf_counter()
-            while function is not None:
-                self._guarded(function)
-                if time.perf_counter() - started > FRAME:
-                    break
-                try:
-                    function = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            if function is None:
-                return
-            self._guarded(lambda: self._draw(started))  # noqa: B023 called at once
+            with TURNS:
+                while function is not None:
+                    self._guarded(function)
+                    if time.perf_counter() - started > FRAME:
+                        break
+                    try:
+                        function = self._queue.get_nowait()
+                    except queue.Empty:
+                        break
+                if function is None:
+                    return
+                self._guarded(lambda: self._draw(started))  # noqa: B023 called at once
             if self._queue.empty():
                 self._guarded(self._finish)
 

@@ -31,7 +31,7 @@ class RunQueue:
     """Runs functions on one thread, in the order in which they came.
 
     >>> queue = RunQueue(2)
-    >>> asyncio.run(queue.run(lambda: 6 * 7))
+    >>> ThreadPoolExecutor().submit(asyncio.run, queue.run(lambda: 6 * 7)).result()  # as asyncio.run, where a loop runs already
     42
 
     Args:

@@ -3,7 +3,7 @@
 A document is an `Example`: a text, the phenomenon planted in it, the spans a model that has understood must predict, and its
 surprisal under the grammar (the sum of -ln p over the choices that made it, in nats), against which a model's loss can be held.
 
->>> example = write("indirect_object", seed=3)
+>>> example = write("indirect_object", seed=5)
 >>> example.answer in example.prompt
 True
 """

@@ -6,6 +6,7 @@ import gc
 import random
 import threading
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ class Page:
 
     def __init__(self, model: Any, prompt: str) -> None:
         self.settled = threading.Event()
+        self.on_settled: Callable[[], None] = lambda: None
         self.desk = Desk(Options(prompt=prompt), load=lambda name: model)
         self.n_sent = 0
         show = self.desk.shell.show
@@ -33,6 +35,7 @@ class Page:
         def heard(parts: dict[str, Any]) -> set[str]:
             changed = show(parts)
             if parts.get("settled", {}).get("seq", -1) >= self.n_sent:
+                self.on_settled()
                 self.settled.set()
             return changed
 
