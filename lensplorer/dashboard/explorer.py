@@ -46,6 +46,7 @@ Later = Callable[[Callable[[], None]], None]
 
 HERE = Here()
 _PACE_TOKENS = 16
+_BY_ITSELF = ("show_panels", "set_theme")  # what the browser tells unasked: a message stays until the person's next command
 _LONG = 0.3  # seconds: a panel that takes longer does not keep others from their turn
 _LONGEST_TOKEN = 200  # characters; a token of a whole line of dashes need not be sent in full
 
@@ -83,8 +84,9 @@ class Explorer:
 
     def perform(self, message: Mapping[str, Any]) -> None:
         """Apply a command that the browser sent: its name under ``do``, its number under ``seq``. What goes wrong becomes the message."""
-        self.state.message = None
-        self.state.download = None
+        if message.get("do") not in _BY_ITSELF:
+            self.state.message = None
+            self.state.download = None
         try:
             perform(self, str(message.get("do")), message)
         except LensplorerError as error:

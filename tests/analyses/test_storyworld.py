@@ -16,7 +16,7 @@ def test_the_indirect_object_ranks_first_in_its_attribution(storyworld):
         trace = lp.run_trace(storyworld, case.clean, reads=[lp.attribute])
         result = lp.attribute(trace, case.right, versus=case.wrong)
         assert result.attrs["completeness"] <= 0.01
-        first += trace.token_texts[int(result.attribution.argmax())] == case.right
+        first += trace.token_texts[int(result.attribution.values.argmax())] == case.right
     assert first >= 90
 
 

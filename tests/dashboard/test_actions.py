@@ -207,3 +207,13 @@ def test_play_goes_on_until_paused_or_stopped(drive):
     for _ in range(80):
         drive.explorer.play_on()
     assert not drive.picture["status"]["playing"] and drive.message.startswith("Stopped: ")
+
+
+def test_a_message_stays_until_the_person_does_something(drive):
+    drive("put_cursor", to="nowhere")
+    said = drive.message
+    assert said
+    drive("show_panels", names=["lens"])
+    assert drive.message == said
+    drive("append")
+    assert not drive.message
