@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import sys
@@ -33,7 +34,8 @@ from lensplorer.models import LensModel, load_model
 from lensplorer.views.style import THEMES
 
 PACE = 0.15  #: seconds from one step of a play to the next, beside what it takes
-_TOGETHER = 0.03  # seconds in which panels are sent together
+_TOGETHER = 0.03  # seconds in which parts are sent together: each message is a frame to draw
+_SETTLED_AFTER = 2.0  # seconds after a page has closed
 _TURN = 5e-4  # seconds a thread keeps Python to itself: at the usual 5 ms, a message that meets a page at work waits that long several times over
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,23 @@ _PAGE_CSS = (Path(__file__).parent / "css" / "page.css").read_text(encoding="utf
 def shared_model(name: str | None, dtype: str = "float32") -> LensModel:
     """The model called ``name`` (None: the default), loaded once per server process."""
     name = name if name is not None else default_model_name()
-    return pn.state.as_cached("lensplorer model", load_model, name=name, dtype=dtype)
+    return pn.state.as_cached("lensplorer model", _load, name=name, dtype=dtype)
+
+
+def _load(name: str, dtype: str) -> LensModel:
+    model = load_model(name, dtype=dtype)
+    settle_heap()
+    return model
+
+
+def settle_heap() -> None:
+    """Have Python's collector leave alone what is there now: it walks a million objects of imported modules, 0.4 s in which no page answers.
+
+    Called when a model has been loaded, and after a page has closed, whose objects are collected before.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def build_page(options: Options, *, load: Loader | None = None) -> Any:
@@ -101,6 +119,7 @@ class Desk:
         self._tab: str | None = None  # the key of the browser's tab, once it has said it
         self._kept: Any = None
         self._warned = False
+        self._panels_took = math.inf  # seconds, the last time
         self._pace: threading.Thread = threading.Thread()  # the timer between two steps of a play
         sys.setswitchinterval(min(sys.getswitchinterval(), _TURN))
         pn.state.onload(self._start)
@@ -116,6 +135,9 @@ class Desk:
         self.explorer.state.playing = False
         self.explorer.costs.stop.set()
         self.worker.stop()
+        settling = threading.Timer(_SETTLED_AFTER, settle_heap)
+        settling.daemon = True
+        settling.start()
 
     def _begin(self, tab: str | None) -> None:
         """On the worker's thread, when the browser listens: resume what this tab showed, follow its link, or load the first model."""
@@ -152,10 +174,13 @@ class Desk:
     # -- worker → browser --------------------------------------------------------------------------------------------------------
 
     def _draw(self, started: float) -> None:
-        """On the worker's thread: picture the newest state, and have the document take it; a picture not yet taken is replaced."""
+        """On the worker's thread: picture the newest state, and have the document take it; a picture not yet taken is replaced.
+
+        Where the panels are as quick as they were the last time, it goes with them.
+        """
         picture = snapshot(self.explorer)
         picture["status"]["milliseconds"] = 1000 * (time.perf_counter() - started)
-        self._send(picture)
+        self._send(picture, within=_TOGETHER if self._panels_took < _TOGETHER else 0.0)
 
     def _finish(self) -> None:
         """As ``_draw``, for the parts that may come later; then the autosave, and the next step of a play."""
@@ -164,7 +189,8 @@ class Desk:
             self._send(part, within=_TOGETHER)
             if self.worker.is_waiting():
                 return
-        self._send({"settled": {"seq": self.explorer.state.acknowledged, "milliseconds": 1000 * (time.perf_counter() - started)}})
+        self._panels_took = time.perf_counter() - started
+        self._send({"settled": {"seq": self.explorer.state.acknowledged, "milliseconds": 1000 * self._panels_took}})
         self._autosave()
         if self.explorer.state.playing and not self._pace.is_alive():
             self._pace = threading.Timer(PACE, self.worker.submit, [self.explorer.play_on])

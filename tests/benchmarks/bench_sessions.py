@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import lensplorer as lp
+from lensplorer.dashboard.page import shared_model
 from lensplorer.dashboard.panels import PANELS
 from tests.dashboard.test_sessions import Page
 
@@ -50,7 +50,7 @@ def _note(times: list[float]) -> None:
 
 
 def main() -> int:
-    model = lp.load_model("storyworld")
+    model = shared_model("storyworld")
     alone = open_page(model)
     steps([alone])  # warm
     lone = statistics.median(steps([alone]))
