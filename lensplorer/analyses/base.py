@@ -62,8 +62,6 @@ def make_result(
         units: variable → unit.
         attrs: anything else a reader must know (target, completeness, method), as text or numbers, so that every file format can hold it.
     """
-    import xarray as xr
-
     info = trace.info
     data = {name: _variable(tuple(dims), to_numpy(values)) for name, (dims, values) in variables.items()}
     labels: dict[str, Any] = dict(coords or {})
@@ -75,7 +73,7 @@ def make_result(
     for dim in ("layer", "head", "rank", "neuron"):
         if dim in sizes and dim not in labels:
             labels[dim] = np.arange(sizes[dim]) + (1 if dim == "rank" else 0)
-    dataset = xr.Dataset(data, coords=labels)
+    dataset = _dataset(data, labels)
     for name, unit in (units or {}).items():
         dataset.variables[name].attrs["units"] = unit
     dataset.attrs = {
@@ -89,6 +87,23 @@ def make_result(
         **attrs,
     }
     return dataset
+
+
+def _dataset(data: dict[str, xr.Variable], labels: Mapping[str, Any]) -> xr.Dataset:
+    """``xr.Dataset(data, coords=labels)``, without aligning what has nothing to be aligned with: a step of the page makes half a dozen of these."""
+    import xarray as xr
+
+    variables, indexes = dict(data), dict[str, Any]()
+    dims = {dim for variable in data.values() for dim in variable.dims}
+    labels = {**labels, **{name: variable for name, variable in data.items() if name in dims}}  # what is named as a dimension labels it
+    for name, label in labels.items():
+        if not isinstance(label, xr.Variable):
+            label = xr.Variable(*label) if isinstance(label, tuple) else xr.Variable((name,) if np.ndim(label) else (), label)
+        variables[name] = label
+        if label.dims == (name,):
+            indexes[name] = xr.indexes.PandasIndex.from_variables({name: label}, options={})
+            variables |= indexes[name].create_variables({name: label})
+    return xr.Dataset._construct_direct(variables, set(labels), indexes=indexes)
 
 
 def _variable(dims: tuple[str, ...], values: np.ndarray) -> xr.Variable:

@@ -100,6 +100,7 @@ def dataset(content):
 
 def assert_same(content, expected):
     """The JSON holds every dimension, coordinate, variable and attribute of the result, and the same values; null stands for NaN."""
+    assert_as_xarray_makes_it(expected)
     assert set(content) == {"dims", "coords", "variables", "attrs"}
     assert content["dims"] == dict(expected.sizes)
     found = dataset(content)
@@ -117,6 +118,17 @@ def assert_same(content, expected):
             assert found.attrs[name] is None if not math.isfinite(value) else found.attrs[name] == pytest.approx(value, abs=1e-4), name
         else:
             assert found.attrs[name] == value, name
+
+
+def assert_as_xarray_makes_it(result):
+    """The short way to a result gives what xarray's constructor gives, indexes included."""
+    coords = {name: (coord.dims, coord.values) for name, coord in result.coords.items()}
+    made = xr.Dataset({name: (v.dims, v.values, v.attrs) for name, v in result.data_vars.items()}, coords, dict(result.attrs))
+    assert made.identical(result)
+    assert {name: (type(i), i.dtype) for name, i in made.indexes.items()} == {name: (type(i), i.dtype) for name, i in result.indexes.items()}
+    assert {name: type(v) for name, v in made.variables.items()} == {name: type(v) for name, v in result.variables.items()}
+    for dim in result.indexes:
+        xr.testing.assert_identical(made.isel({dim: [-1, 0]}), result.sel({dim: result[dim].values[[-1, 0]]}))
 
 
 @pytest.fixture(scope="module")
