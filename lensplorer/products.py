@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 _FEW = 64  # up to so many rows, the product is bound by reading the weight
+_FEWEST = 16  # up to so many, the weight is best taken as the rows, and these as the columns
+_LARGE = 2**20  # elements of a weight that does not stay in the processor's cache
 
 
 def is_product_of_few(rows: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether ``product_of_few`` is at hand, and the faster: few float32 rows on a CPU, without gradients, the weight stored column by column.
+    """Whether ``product_of_few`` is at hand, and the faster: few float32 rows on a CPU, without gradients, a large weight stored column by column.
 
     Args:
         rows: [..., d_in]
@@ -16,7 +18,11 @@ def is_product_of_few(rows: torch.Tensor, weight: torch.Tensor) -> bool:
     """
     fits = rows.dtype == weight.dtype == torch.float32 and rows.device.type == "cpu" and weight.T.is_contiguous()
     learns = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
-    return fits and not learns and 0 < rows.numel() <= _FEW * len(weight) and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return fits and not learns and 0 < rows.numel() <= _FEW * len(weight) and weight.numel() >= _LARGE and _has_onednn()
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 
 
 def product_of_few(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -24,4 +30,16 @@ def product_of_few(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 
     The usual product first copies the weight to a layout of its own, which costs more than multiplying a dozen rows, and gives one row to one thread.
     """
-    return torch.nn.functional.linear(rows.detach().to_mkldnn(), weight.detach().T, None if bias is None else bias.detach()).to_dense()
+    flat, columns = rows.detach().reshape(-1, len(weight)), weight.detach().T
+    bias = None if bias is None else bias.detach()
+    if 1 < len(flat) <= _FEWEST:
+        found = _linear(columns, flat, None).T
+        found = found.contiguous() if bias is None else found + bias
+    else:
+        found = _linear(flat, columns, bias)
+    return found.view(*rows.shape[:-1], -1)
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """``x @ weight.T + bias``, the operator to which torch compiles a linear layer. [row, d_in], [d_out, d_in] → [row, d_out]"""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

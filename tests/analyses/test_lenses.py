@@ -284,7 +284,7 @@ def test_memory_is_bounded_by_the_chunk(n_layers, n):
     assert ran.returncode == 0, ran.stderr
     peak_kib, layers, completeness = ran.stdout.split()
     assert int(layers) == n_layers + 1 and float(completeness) < 1e-4
-    assert int(peak_kib) < 250 * 1024
+    assert int(peak_kib) < 300 * 1024  # 240 to 270 MB are usual; either of the two would come on top
 
 
 def test_logits_of_the_full_grid_would_not_fit():
@@ -305,11 +305,12 @@ def test_few_rows_and_many_are_the_same_product(dtype, tiny_model, monkeypatch):
     unembedding = Unembedding(tiny_model("gpt2", dtype=dtype))
     unembedding.bias = torch.linspace(-1, 1, unembedding.d_vocab).to(unembedding.weight.dtype)
     monkeypatch.setattr(unembedding_module, "_BLOCK", 100 * len(unembedding.weight))  # blocks of 100 of 320
+    monkeypatch.setattr(products, "_LARGE", 1)
     rows = torch.randn(products._FEW + 1, len(unembedding.weight), generator=torch.Generator().manual_seed(0))
     normed = unembedding.normed(rows).double()
     expected = normed @ unembedding.weight.double() + unembedding.bias.double()
     tolerance = 1e-12 if dtype == "float64" else 1e-5
-    for n in (1, 13, len(rows) - 1, len(rows)):
+    for n in (1, 2, products._FEWEST, products._FEWEST + 1, len(rows) - 1, len(rows)):
         few = products.is_product_of_few(unembedding.normed(rows[:n]), unembedding.weight.to(unembedding.dtype))
         assert few == (dtype != "float64" and n < len(rows) and torch.backends.mkldnn.is_available())
         padded = torch.full((n, unembedding.d_vocab + 7), torch.nan)
