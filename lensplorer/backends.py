@@ -273,10 +273,12 @@ def _has_post_norms(cfg: Any) -> bool:
 
 
 def lay_out_weights(model: Any) -> None:
-    """Store W_Q, W_K, W_V, W_O and W_U in the order that HookedTransformer's products read them, values unchanged.
+    """Store W_Q, W_K, W_V, W_O and W_U in the order that HookedTransformer's products read them, values unchanged; and read few rows quickly.
 
     Each is used transposed and flattened; from this layout that is a view, from the usual one a copy on every call.
     """
+    from transformer_lens.components import MLP
+
     for block in model.blocks:
         attention = block.attn
         for name in ("W_Q", "W_K", "W_V", "_W_K", "_W_V"):
@@ -289,13 +291,29 @@ def lay_out_weights(model: Any) -> None:
     unembed = model.unembed.W_U  # [d_model, d_vocab], read as [d_vocab, d_model]
     unembed.data = unembed.data.T.contiguous().T
     model.unembed.forward = MethodType(_unembed, model.unembed)
+    for block in model.blocks:
+        if type(getattr(block, "mlp", None)) is MLP and not model.cfg.is_layer_norm_activation():
+            block.mlp.forward = MethodType(_mlp, block.mlp)
 
 
 def _unembed(module: Any, residual: torch.Tensor) -> torch.Tensor:
     """``Unembed.forward``, a few positions at once in half the time."""
-    if not is_product_of_few(residual, module.W_U):
-        return type(module).forward(module, residual)
-    return module.hook_out(product_of_few(module.hook_in(residual), module.W_U, module.b_U))
+    residual = module.hook_in(residual)
+    if is_product_of_few(residual, module.W_U):
+        return module.hook_out(product_of_few(residual, module.W_U, module.b_U))
+    return module.hook_out(torch.nn.functional.linear(residual, module.W_U.T.contiguous(), module.b_U))
+
+
+def _mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """``MLP.forward``, one position in two thirds of the time."""
+
+    from transformer_lens.utilities.addmm import batch_addmm
+
+    def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return product_of_few(rows, weight, bias) if is_product_of_few(rows, weight) else batch_addmm(bias, weight, rows)
+
+    post = module.hook_post(module.act_fn(module.hook_pre(product(x, module.W_in, module.b_in))))
+    return product(post, module.W_out, module.b_out)
 
 
 @contextmanager

@@ -10,15 +10,19 @@ _LARGE = 2**20  # elements of a weight that does not stay in the processor's cac
 
 
 def is_product_of_few(rows: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether ``product_of_few`` is at hand, and the faster: few float32 rows on a CPU, without gradients, a large weight stored column by column.
+    """Whether ``product_of_few`` is at hand, and the faster: few float32 rows on a CPU, without gradients, and a large weight.
+
+    The weight is stored column by column, or for a single row either way.
 
     Args:
         rows: [..., d_in]
         weight: [d_in, d_out]
     """
-    fits = rows.dtype == weight.dtype == torch.float32 and rows.device.type == "cpu" and weight.T.is_contiguous()
+    few = 0 < rows.numel() <= _FEW * len(weight) and weight.numel() >= _LARGE
+    fits = rows.dtype == weight.dtype == torch.float32 and rows.device.type == "cpu"
+    lies = weight.T.is_contiguous() or (rows.numel() == len(weight) and weight.is_contiguous())
     learns = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
-    return fits and not learns and 0 < rows.numel() <= _FEW * len(weight) and weight.numel() >= _LARGE and _has_onednn()
+    return few and fits and lies and not learns and _has_onednn()
 
 
 def _has_onednn() -> bool:
@@ -29,15 +33,16 @@ def product_of_few(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     """``rows @ weight + bias`` by oneDNN, which reads the weight as it lies and with all threads. [..., d_in] → [..., d_out]
 
     The usual product first copies the weight to a layout of its own, which costs more than multiplying a dozen rows, and gives one row to one thread.
+    The result may be stored column by column.
     """
     flat, columns = rows.detach().reshape(-1, len(weight)), weight.detach().T
     bias = None if bias is None else bias.detach()
     if 1 < len(flat) <= _FEWEST:
         found = _linear(columns, flat, None).T
-        found = found.contiguous() if bias is None else found + bias
+        found = found if bias is None else found + bias
     else:
         found = _linear(flat, columns, bias)
-    return found.view(*rows.shape[:-1], -1)
+    return found.reshape(*rows.shape[:-1], -1)
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

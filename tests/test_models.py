@@ -6,11 +6,13 @@ import copy
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from lensplorer import products
 from lensplorer.backends import lay_out_weights
 from lensplorer.errors import ModelError
 from lensplorer.models import load_model, model_info, resolve_device, resolve_dtype
@@ -84,6 +86,22 @@ def test_the_memory_layout_changes_no_bit(tiny_folder):
         assert not copied(tokens).any() and usual(tokens).any()
     flat = usual.blocks[0].attn.W_Q.permute(0, 2, 1).reshape(-1, model.cfg.d_model)
     assert flat.data_ptr() == usual.blocks[0].attn.W_Q.data_ptr()  # what the product reads is a view
+
+
+def test_one_position_takes_another_product_and_keeps_its_gradient(tiny_model, monkeypatch):
+    model = tiny_model("gpt2")
+    residual = torch.randn(1, 1, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    for module in (model.blocks[0].mlp, model.unembed):
+        for large in (2**20, 1):
+            monkeypatch.setattr(products, "_LARGE", large)
+            with torch.no_grad():
+                assert torch.allclose(module(residual), type(module).forward(module, residual), rtol=1e-5, atol=1e-6)
+        gradients = []
+        for forward in (module, partial(type(module).forward, module)):
+            leaf = residual.clone().requires_grad_()
+            forward(leaf).square().sum().backward()
+            gradients.append(leaf.grad)
+        assert torch.allclose(*gradients, rtol=1e-5, atol=1e-6)
 
 
 def test_parameters_are_frozen_and_evaluating(tiny_model):
