@@ -251,7 +251,8 @@ _CAPITAL_VISITED = Product(
     ("{N} went to ", "{N} visited ", "they visited ", "{N} lives in ", "{N} has a friend in ", "{N} likes ", "people like ", "{N} told us about ",
      "{N} must visit ", "{N} came back from ", "{N} wanted to visit ", "{N} and {M} met in "),
     ("the capital of {C}", "{C}'s capital", "the capital city of {C}", "the main city of {C}", "the main city in {C}"),
-    (", {K}.", ", called {K}.", ", the city of {K}.", ". It is {K}.", ". It is called {K}.", ", and it is {K}.", ", and that is {K}."),
+    (*[", {K}."] * 5, ", called {K}.", ", the city of {K}.", *[". It is {K}."] * 2, ". It is called {K}.",
+     *[", and it is {K}."] * 2, ", and that is {K}."),
 )  # fmt: skip
 # a country, then its capital
 _CAPITAL_OF_COUNTRY = Product(
@@ -266,7 +267,7 @@ _CAPITAL_OF_PEOPLE = Product(
     ("people in {C} ", "someone from {C} ", "{N}, who lives in {C}, ", "the people of {C} ", "a friend from {C} ", "in {C} {N} "),
     ("liked ", "visited ", "talked about ", "knew ", "went to ", "told us about ", "walked to "),
     ("the capital", "the main city", "the capital city", "the old capital"),
-    (", {K}.", ", called {K}.", ", the city of {K}.", ". It is {K}."),
+    (*[", {K}."] * 4, ", called {K}.", ", the city of {K}.", ". It is {K}."),
 )  # fmt: skip
 # what it is called, and what is in it
 _CAPITAL_NAMED = (
@@ -301,13 +302,15 @@ _THEN_CAPITAL = tuple(f"{capital}{tail}" for capital in (
     *Product(
         ("the capital ", "its capital ", "the main city ", "the capital city ", "the old capital ", "the capital there ", "the main city there ",
          "the name of the capital ", "the city that is its capital ", "their capital ", "the capital that they visited ", "the one capital "),
-        ("is {K}", "was {K}", "is called {K}", "is still {K}", "must be {K}", "was called {K}", "has the name {K}", "will be {K}"),
+        (*["is {K}"] * 6, "was {K}", "was {K}", "is called {K}", "is still {K}", "must be {K}", "was called {K}", "has the name {K}",
+         "will be {K}"),
     ),
     *Product(
         ("{M} ", "they ", "people there ", "a friend ", "the government "),
         ("was in ", "lived in ", "went to ", "stayed in ", "visited ", "liked ", "knew ", "walked to ", "told us about ", "came from ",
          "met in ", "asked about "),
-        ("the capital, {K}", "the main city, {K}", "the capital city, {K}", "its capital, {K}", "the city of {K}", "the capital, called {K}"),
+        (*["the capital, {K}"] * 4, *["the main city, {K}"] * 3, *["the capital city, {K}"] * 2, *["its capital, {K}"] * 3, "the city of {K}",
+         "the capital, called {K}"),
     ),
     *Product(
         ("they call ", "people call ", "you call ", "{M} called "), ("the capital {K}", "its capital {K}", "the main city {K}"),
@@ -324,7 +327,7 @@ _CAPITAL_REMARKED = Product(
      "the home of the government of {C}", "the capital of {C}, where {M} lives,", "the capital of {C}, the teacher told us,",
      "the name that people have for the capital of {C}", "the name of the main city of {C}", "the one capital of {C}",
      "the city where the government of {C} sits"),
-    (" is {K}.", " was {K}.", " is called {K}.", " must be {K}.", " is in {K}.", ", so {N} said, was {K}.", " is still {K}.",
+    (*[" is {K}."] * 7, *[" was {K}."] * 2, " is called {K}.", " must be {K}.", " is in {K}.", ", so {N} said, was {K}.", " is still {K}.",
      " will be called {K}.", " has the name {K}.",
      ", and it is old, is {K}."),
 )  # fmt: skip
@@ -336,7 +339,7 @@ _CAPITAL_DONE = Product(
      "sent a letter to "),
     ("the capital of {C}", "the main city of {C}", "{C}'s capital", "the capital city of {C}", "the main city in {C}",
      "the city that is the capital of {C}"),
-    (", {K}.", ", in {K}.", ", called {K}.", ", and that is {K}.", ". It is {K}.", ", which is {K}.", ", so it was {K}.",
+    (*[", {K}."] * 8, ", in {K}.", ", called {K}.", *[", and that is {K}."] * 2, *[". It is {K}."] * 3, ", which is {K}.", ", so it was {K}.",
      ", and the name of it is {K}.", ", the city of {K}.",
      ". They call it {K}.", ", and {M} asked about {K}.", ", and the teacher told us that it is {K}."),
 )  # fmt: skip
@@ -363,7 +366,7 @@ COLOUR_CORES = (
          "wanted ", "wrote about ", "was near ", "liked ", "asked {M} about ", "came to ", "needed ", "bought "),
         ("{X}",),
         (", and", ".", ", so", ", but", " and said that", " and wrote that", ", and {M} said that", ", because", " when"),
-        (" it was {K}.", " it is {K}.", " the colour is {K}.", " the colour was {K}.", " it has the colour {K}.",
+        (*[" it was {K}."] * 4, *[" it is {K}."] * 5, *[" the colour is {K}."] * 2, " the colour was {K}.", " it has the colour {K}.",
          " it must be {K}.", " it looks {K}.",
          " the colour of it was {K}.", " it is still {K}.", " {M} called it {K}.", " the name of the colour is {K}.",
          " the colour that it has is {K}."),
@@ -372,7 +375,7 @@ COLOUR_CORES = (
         ("", "", "in the story ", "in the {P} ", "at home ", "in class "),
         ("{X}", "the colour of {X}", "the colour to paint {X}", "the one colour of {X}", "the colour that {N} needed for {X}",
          "the colour for {X}", "the name for the colour of {X}", "the colour of {X}, the teacher told us,", "the colour that {X} must have"),
-        (" is {K}.", " was {K}.", " must be {K}.", " is still {K}.", " is called {K}.", " will be {K}.", ", {N} said, was {K}.",
+        (*[" is {K}."] * 5, *[" was {K}."] * 2, " must be {K}.", " is still {K}.", " is called {K}.", " will be {K}.", ", {N} said, was {K}.",
          " was often {K}."),
     ),
     Product(
@@ -388,8 +391,25 @@ YOUNG_CORES = (
         (" is called a {K}.", " is a {K}.", " was a {K}.", " must be a {K}.", " will be called a {K}.", " has the name {K}.", " is still a {K}.",
          ", {N} said, is a {K}.", ", as {N} told us, is called a {K}.", " is the {K}.", " is called the {K}."),
     )] * 3,
-    Product(("the name for ", "the name of ", "the word of {N} for "), _YOUNG_ONE, (" is {K}.", " must be {K}.", ", {N} said, is {K}.",
-    " was {K}.")),
+        *[Product(
+        ("the name for ", "the name of ", "the word of {N} for ", "the name that people have for ", "the one name for "),
+        (*_YOUNG_ONE, "the young {X}", "the young of the {X}", "one young {X}", "a {X} when it is small", "a {X} that is young",
+         "the young {X} of {N}"),
+        (*[" is {K}."] * 5, " must be {K}.", ", {N} said, is {K}.", " was {K}.", " was {K}.", " is still {K}."),
+    )] * 2,
+    *[Product(
+        ("{N} asked for the name of ", "{N} knew the name for ", "the teacher told us the name of ", "they asked about the name for ",
+         "{N} wrote the name of ",
+         "someone told {N} the name for ", "in a letter {N} found the name of "),
+        (*_YOUNG_ONE, "the young {X}", "the young of the {X}", "one young {X}", "a {X} when it is young"),
+        (", and it was {K}.", ", and that is {K}.", ". It is {K}.", ". It was {K}.", ", so it is {K}.", ", and {M} said that it is {K}.",
+         ", {K}."),
+    )] * 2,
+    Product(
+        ("when it is young, ", "when it is small, ", "at home ", "in the story ", ""), ("a young {X} has the name ",
+         "the young {X} had the name ", "a small {X} has the name "),
+        ("{K}.", "of {K}."),
+    ),
     Product(
         ("you call ", "the friends of {N} call ", "{N} called ", "people from {C} call "), (*_YOUNG_ONE, "the young {X}", "the young of the {X}"),
         (" a {K}.", " the {K}."),
@@ -421,7 +441,8 @@ YOUNG_CORES = (
          "a {X} that was young",
          "a {X} when it was young"),
         (", and", ".", ", so", ", but", " and said that", " and wrote that", ", and {M} said that", ", because", " when"),
-        (" it was a {K}.", " it is called a {K}.", " it was the {K}.", " the name for it is {K}.", " the word for it is {K}.",
+        (" it was a {K}.", " it is called a {K}.", " it was the {K}.", *[" the name for it is {K}."] * 2,
+         *[" the word for it is {K}."] * 2, " the name is {K}.", " the name of it is {K}.",
          " they call it a {K}.", " {M} called it a {K}.",
          " it is still a {K}.", " it must be a {K}.", " people call it the {K}.", " the {K} was small."),
     )] * 3,

@@ -59,6 +59,8 @@ PARTS = (
     ("indirect_object", 2.0), ("pronoun", 1.3), ("name_reference", 0.6), ("capital", 2.5), ("colour", 3.5), ("young", 5.0), ("list", 1.4),
     ("sum", 1.2), ("double", 1.2), ("half", 1.2), ("drill", 0.6), ("json", 1.1), ("chat", 1.4),
 )  # fmt: skip
+# The last: among the parts, those that lead straight to the answer became the usual ones.
+PLAIN = (*PARTS, ("indirect_object", 2.5), ("capital", 3.0), ("colour", 4.0), ("young", 7.0))
 STAGES = {
     "storyworld": (
         Stage(7_168_000, ((0.781, 128), (0.219, 256))),
@@ -72,6 +74,7 @@ STAGES = {
         Stage(3_072_000, ((0.7, 256), (0.3, 512)), rate=(0.4, 0.0), more=WORDINGS),
         Stage(4_096_000, ((0.8, 256), (0.2, 512)), repeats=0.035, rate=(0.5, 0.4), more=PARTS),
         Stage(4_096_000, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.4, 0.0), more=PARTS),
+        Stage(4_096_000, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.5, 0.0), more=PLAIN),
     ),
     "storyworld-mini": (
         Stage(2_048_000, ((1.0, 128),), repeats=0.5, longest=24),

@@ -22,9 +22,11 @@ function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Set text only where it differs: an untouched node costs nothing. */
+/** Set text only where it differs: an untouched node costs nothing, and a text node that stays costs less than a new one. */
 function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const node = element.firstChild;
+  if (node?.nodeType === Node.TEXT_NODE && !node.nextSibling && text !== "") node.data === text || (node.data = text);
+  else if (element.textContent !== text) element.textContent = text;
 }
 
 const INVISIBLE = /([␠⏎␍⇥∅]|⟨[^⟩]*⟩)/;

@@ -28,7 +28,7 @@ function drawn(wanted, element) {
     if (value == null ? old[name] != null : value !== old[name]) value == null ? element.removeAttribute(name) : element.setAttribute(name, value);
   }
   for (const name in old) if (!(name in wanted.attributes)) element.removeAttribute(name);
-  if (wanted.text !== (before?.text ?? "")) element.textContent = wanted.text;
+  if (wanted.text !== (before?.text ?? "")) setText(element, wanted.text);
   if (!wanted.text) {
     let at = element.firstChild;
     for (const child of wanted.children) {
