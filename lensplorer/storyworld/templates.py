@@ -102,6 +102,10 @@ GIVE_FIRST: Wordings = (
     Product(_WHEN, _CLAUSES, (", ",), _CAME, (".",)),
     Product(_WHEN, ("{A} and {B} ",), (*_GO, *Product((*_ALONE, *_BOTH), _AT)), (",",)),
     Product(_WHEN, ("{A} ",), _TO, ("{B} ",), _AT, (",",)),
+        Product(
+        _TIMES, ("{A} ",), ("said that ", "saw that ", "learned that ", "wrote that ", "knew that ", "told us that ", "was happy that "),
+        ("{B} ",), (*_GO, *Product(("was ", *_ALONE), _AT)), (".",),
+    ),
     Product(
         ("The {P} ", "The {O} ", "The {G} ", "A letter ", "A friend ", "Everyone ", "The teacher ", "The story ", "It ", "The government "),
         ("was ", "was often ", "was still "), ("near ", "with ", "for ", "about ", "from "), ("{A} and {B}",), (".", " in the evening.",
@@ -125,6 +129,7 @@ _GIVE = (
 _GIVEN = (
     "a {O}", "the {O}", "it", "a {Q} {O}", "the {K} {O}", "the {Q} {O}", "a {O} from {C}", "the letter", "a story", "one of the {T}", "the {T}",
     "a note", "the {O} and the {U}", "half of the {T}", "two {T}", "the {O} again",
+    "the {O} back", "it back", "a {O} back", "the {O} of the teacher", "the {O} that was lost",
 )  # fmt: skip
 _GIVING_TO = (
     "gave ", "handed ", "sent ", "offered ", "brought ", "showed ", "threw ", "lent ", "sold ", "carried ", "read ", "passed ", "returned ",
@@ -186,11 +191,11 @@ PRONOUN_FIRST: Wordings = (
     Product(_TIMES, ("{N} ",), (*_GO, *Product(_ALONE, _AT))),
 )  # fmt: skip
 PRONOUN_LINK: Wordings = (
-    (
+    *[(
         " because {he}", ", so {he}", ", and then {he}", ". Later {he}", ". Soon {he}", ", but {he}", ". At noon {he}", " after {he}",
         ". Then {he}", ". At last {he}", ". In the evening {he}", " before {he}", " until {he}", ", because {he}", ". One night {he}",
         " and {he}",
-    ),
+    )] * 4,
     Product(
         (", and", ", but", ", so", ", because", " because", " when", " after", " before", " until", ".", ". There", ". Nobody was there, and"),
         (" in the evening", " in the morning", " once", " before noon", " one day", " then", " there", " often", " again"), (" {he}",),
@@ -377,6 +382,10 @@ COLOUR_CORES = (
          "the colour for {X}", "the name for the colour of {X}", "the colour of {X}, the teacher told us,", "the colour that {X} must have"),
         (*[" is {K}."] * 5, *[" was {K}."] * 2, " must be {K}.", " is still {K}.", " is called {K}.", " will be {K}.", ", {N} said, was {K}.",
          " was often {K}."),
+    ),
+        Product(
+        ("it is not {X}", "it was not {X}", "{N} knew that it is not {X}", "they saw that it was not {X}", "it must not be {X}"),
+        (" if it is not {K}.", " if it was not {K}.", " when it is not {K}.", ", because it was not {K}.", ", so it was not {K}."),
     ),
     Product(
         ("{N} needed ", "{N} took ", "{N} had ", "people need ", "they found ", "the teacher asked for ", "if you have "),

@@ -75,6 +75,7 @@ STAGES = {
         Stage(4_096_000, ((0.8, 256), (0.2, 512)), repeats=0.035, rate=(0.5, 0.4), more=PARTS),
         Stage(4_096_000, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.4, 0.0), more=PARTS),
         Stage(4_096_000, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.5, 0.0), more=PLAIN),
+        Stage(2_457_600, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.5, 0.0), more=PLAIN),
     ),
     "storyworld-mini": (
         Stage(2_048_000, ((1.0, 128),), repeats=0.5, longest=24),
