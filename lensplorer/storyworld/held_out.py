@@ -1,11 +1,11 @@
 """Wordings that training never sees, and that use only words training knows: three sets, which differ in when they were looked at.
 
-- `DEVELOPMENT`: looked at between the stages: what failed showed what kinds of wording training lacked.
-- `HELD_OUT`: measured once before the last stages, and looked at then; training's wordings were widened at large after that.
-- `FRESH`: written before that widening, decided nothing, and measured once, after everything was settled.
+- `DEVELOPMENT`: looked at between the first eight stages: what failed showed what kinds of wording training lacked.
+- `HELD_OUT`: measured once after those, and looked at between the last four, whose wordings are made of parts.
+- `FRESH`: written before the wordings of the last four, decided nothing, and measured once, after everything was settled.
 
-Keys are the tables of `templates` that they stand in for; a table that a set does not have is training's own. `templates` leaves out of
-its own products whatever stands here.
+Keys are the tables of `templates` that they stand in for; a table that a set does not have is training's own. What stands
+here is drawn again wherever training's parts would make it.
 """
 
 from __future__ import annotations

@@ -80,6 +80,7 @@ STAGES = {
     "storyworld-mini": (
         Stage(2_048_000, ((1.0, 128),), repeats=0.5, longest=24),
         Stage(6_144_000, ((0.5, 128), (0.3, 256), (0.2, 512)), rate=(1.0, 0.0), more=LAST),
+        Stage(5_120_000, ((0.6, 128), (0.3, 256), (0.1, 512)), repeats=0.035, rate=(0.8, 0.0), more=PLAIN),
     ),
 }
 SEEDS = {"storyworld": 1, "storyworld-mini": 2}
