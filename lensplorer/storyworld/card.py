@@ -76,10 +76,10 @@ phenomenon included, at the shares that training ended with (the first copy of a
 cannot be compared). In the rows of development, held-out and fresh wordings, and of held-out names and pairs of numbers, these never occurred in
 training; there the grammar's surprisal knows what the model cannot.
 
-The three sets of wordings (`lensplorer/storyworld/held_out.py`) differ in what was decided by them. *Development*: looked at between the first eight
-stages, which showed what kinds of wording training lacked. *Held-out*: measured once after those, and looked at between the last four, whose wordings
-are made of parts: no clean figures either. *Fresh*: written before the wordings of the last four, decided nothing, and measured once, for this table.
-All were written by the hand that wrote training's, in training's words: English at large would be harder.
+The three sets of wordings (`lensplorer/storyworld/held_out.py`) differ in what was decided by them. *Development*: looked at while the first stages
+were settled. *Held-out*: written before the wordings of the last two stages, and looked at before each of the two, which showed what kinds of wording
+training lacked: no clean figures either. *Fresh*: written at the same time, decided nothing, and measured once, for this table. All were written
+by the hand that wrote training's, in training's words: English at large would be harder.
 
 | phenomenon | right | of | loss | grammar | ratio |
 |---|---|---|---|---|---|

@@ -49,18 +49,11 @@ class Stage:
 LAST = (("indirect_object", 1.6), ("name_reference", 1.4), ("json", 1.6), ("capital", 1.3), ("drill", 0.6), ("young", 1.5))
 REFERENCE = (("indirect_object", 1.5), ("name_reference", 4.0), ("capital", 1.5), ("drill", 0.6), ("young", 1.5), ("sum", 0.7), ("json", 1.2))
 FACTS = (("indirect_object", 1.3), ("capital", 2.5), ("chat", 2.0), ("drill", 0.8), ("young", 1.5))
-# Two stages: wordings of facts and problems were widened once more, and `held_out` set apart.
+# The last two: wordings of facts and problems were widened once more, and `held_out` set apart.
 WORDINGS = (
     ("indirect_object", 1.6), ("pronoun", 1.3), ("name_reference", 0.7), ("capital", 2.5), ("colour", 2.0), ("young", 3.0), ("list", 1.5),
     ("sum", 1.3), ("drill", 0.6), ("json", 1.2), ("chat", 1.3),
 )  # fmt: skip
-# After those, wordings were made of parts: thousands of sentences in place of hundreds.
-PARTS = (
-    ("indirect_object", 2.0), ("pronoun", 1.3), ("name_reference", 0.6), ("capital", 2.5), ("colour", 3.5), ("young", 5.0), ("list", 1.4),
-    ("sum", 1.2), ("double", 1.2), ("half", 1.2), ("drill", 0.6), ("json", 1.1), ("chat", 1.4),
-)  # fmt: skip
-# The last: among the parts, those that lead straight to the answer became the usual ones.
-PLAIN = (*PARTS, ("indirect_object", 2.5), ("capital", 3.0), ("colour", 4.0), ("young", 7.0))
 STAGES = {
     "storyworld": (
         Stage(7_168_000, ((0.781, 128), (0.219, 256))),
@@ -72,15 +65,10 @@ STAGES = {
         Stage(1_024_000, ((0.7, 256), (0.3, 512)), rate=(0.3, 0.0), more=FACTS),
         Stage(3_072_000, ((0.8, 256), (0.2, 512)), rate=(0.4, 0.4), more=WORDINGS),
         Stage(3_072_000, ((0.7, 256), (0.3, 512)), rate=(0.4, 0.0), more=WORDINGS),
-        Stage(4_096_000, ((0.8, 256), (0.2, 512)), repeats=0.035, rate=(0.5, 0.4), more=PARTS),
-        Stage(4_096_000, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.4, 0.0), more=PARTS),
-        Stage(4_096_000, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.5, 0.0), more=PLAIN),
-        Stage(2_457_600, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.5, 0.0), more=PLAIN),
     ),
     "storyworld-mini": (
         Stage(2_048_000, ((1.0, 128),), repeats=0.5, longest=24),
         Stage(6_144_000, ((0.5, 128), (0.3, 256), (0.2, 512)), rate=(1.0, 0.0), more=LAST),
-        Stage(5_120_000, ((0.6, 128), (0.3, 256), (0.1, 512)), repeats=0.035, rate=(0.8, 0.0), more=PLAIN),
     ),
 }
 SEEDS = {"storyworld": 1, "storyworld-mini": 2}
