@@ -65,6 +65,19 @@ def settle_heap() -> None:
     gc.freeze()
 
 
+class _Settling:
+    """Settles the heap a while after the last of the pages that close together."""
+
+    timer = threading.Timer(0, settle_heap)
+
+    @classmethod
+    def later(cls) -> None:
+        cls.timer.cancel()
+        cls.timer = threading.Timer(_SETTLED_AFTER, settle_heap)
+        cls.timer.daemon = True
+        cls.timer.start()
+
+
 def build_page(options: Options, *, load: Loader | None = None) -> Any:
     """The page, ready to be served; the model loads in the background, through ``load`` where the server has a loader of its own."""
     return Desk(options, load=load).page
@@ -135,9 +148,7 @@ class Desk:
         self.explorer.state.playing = False
         self.explorer.costs.stop.set()
         self.worker.stop()
-        settling = threading.Timer(_SETTLED_AFTER, settle_heap)
-        settling.daemon = True
-        settling.start()
+        _Settling.later()
 
     def _begin(self, tab: str | None) -> None:
         """On the worker's thread, when the browser listens: resume what this tab showed, follow its link, or load the first model."""
