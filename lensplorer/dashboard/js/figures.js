@@ -205,7 +205,7 @@ function drawHeat(page, figure, width, height, isLarge) {
   const rowY = (r) => head + r * wanted;
   const cellsWide = n * cell;
   const colour = (value) => colourOf(page, figure, value)?.fill ?? colours.card;
-  if (withText || rows * n <= 600) {
+  if (withText || rows * n <= 250) {
     for (let i = 0; i < n; i++) {
       const column = shape("g");
       for (let r = 0; r < rows; r++) {
