@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import logging
 import math
@@ -63,6 +64,9 @@ def settle_heap() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+atexit.register(gc.unfreeze)  # libraries look for leaks then
 
 
 class _Settling:

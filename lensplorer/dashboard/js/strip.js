@@ -140,7 +140,7 @@ function makeStrip(page) {
   function scrollToCursor() {
     scrolling = null;
     if (!ringed) return;
-    const top = ringed.offsetTop - tokens.offsetTop;
+    const top = ringed.offsetTop; // tokens is what it is placed in
     if (top < tokens.scrollTop) tokens.scrollTop = top - 4;
     else if (top + ringed.offsetHeight > tokens.scrollTop + tokens.clientHeight) tokens.scrollTop = top + ringed.offsetHeight - tokens.clientHeight + 4;
   }
