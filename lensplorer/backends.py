@@ -288,12 +288,11 @@ def lay_out_weights(model: Any) -> None:
         output = attention._parameters.get("W_O")
         if output is not None and output.ndim == 3:  # [head, d_head, d_model], read as [d_model, (head d_head)]
             output.data = output.data.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        if type(getattr(block, "mlp", None)) is MLP and not model.cfg.is_layer_norm_activation():
+            block.mlp.forward = MethodType(_mlp, block.mlp)
     unembed = model.unembed.W_U  # [d_model, d_vocab], read as [d_vocab, d_model]
     unembed.data = unembed.data.T.contiguous().T
     model.unembed.forward = MethodType(_unembed, model.unembed)
-    for block in model.blocks:
-        if type(getattr(block, "mlp", None)) is MLP and not model.cfg.is_layer_norm_activation():
-            block.mlp.forward = MethodType(_mlp, block.mlp)
 
 
 def _unembed(module: Any, residual: torch.Tensor) -> torch.Tensor:
@@ -306,7 +305,6 @@ def _unembed(module: Any, residual: torch.Tensor) -> torch.Tensor:
 
 def _mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
     """``MLP.forward``, one position in two thirds of the time."""
-
     from transformer_lens.utilities.addmm import batch_addmm
 
     def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import gc
 import logging
 import math
 import sys
@@ -31,12 +29,12 @@ from lensplorer.dashboard.shell import Shell
 from lensplorer.dashboard.snapshot import later_parts, snapshot
 from lensplorer.dashboard.worker import Worker
 from lensplorer.errors import LensplorerError
+from lensplorer.heap import freeze_imports
 from lensplorer.models import LensModel, load_model
 from lensplorer.views.style import THEMES
 
 PACE = 0.15  #: seconds from one step of a play to the next, beside what it takes
 _TOGETHER = 0.03  # seconds in which parts are sent together: each message is a frame to draw
-_SETTLED_AFTER = 2.0  # seconds after a page has closed
 _TURN = 5e-4  # seconds a thread keeps Python to itself: at the usual 5 ms, a message that meets a page at work waits that long several times over
 
 logger = logging.getLogger(__name__)
@@ -51,35 +49,8 @@ def shared_model(name: str | None, dtype: str = "float32") -> LensModel:
 
 
 def _load(name: str, dtype: str) -> LensModel:
-    model = load_model(name, dtype=dtype)
-    settle_heap()
-    return model
-
-
-def settle_heap() -> None:
-    """Have Python's collector leave alone what is there now: it walks a million objects of imported modules, 0.4 s in which no page answers.
-
-    Called when a model has been loaded, and after a page has closed, whose objects are collected before.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-
-
-atexit.register(gc.unfreeze)  # libraries look for leaks then
-
-
-class _Settling:
-    """Settles the heap a while after the last of the pages that close together."""
-
-    timer = threading.Timer(0, settle_heap)
-
-    @classmethod
-    def later(cls) -> None:
-        cls.timer.cancel()
-        cls.timer = threading.Timer(_SETTLED_AFTER, settle_heap)
-        cls.timer.daemon = True
-        cls.timer.start()
+    freeze_imports()
+    return load_model(name, dtype=dtype)
 
 
 def build_page(options: Options, *, load: Loader | None = None) -> Any:
@@ -152,7 +123,6 @@ class Desk:
         self.explorer.state.playing = False
         self.explorer.costs.stop.set()
         self.worker.stop()
-        _Settling.later()
 
     def _begin(self, tab: str | None) -> None:
         """On the worker's thread, when the browser listens: resume what this tab showed, follow its link, or load the first model."""

@@ -17,6 +17,7 @@ import torch
 
 from lensplorer.catalogue import default_model_name
 from lensplorer.errors import LensplorerError, ModelError
+from lensplorer.heap import freeze_imports
 from lensplorer.models import LensModel, load_model, model_info
 from lensplorer.server.settings import ServerSettings
 from lensplorer.stepping import TokenTree, bytes_per_token
@@ -72,6 +73,7 @@ class ModelStore:
         with self._lock:
             model = self._loaded.get(name)
             if model is None:
+                freeze_imports()
                 model = self._loaded[name] = self._load(name, dtype=self.settings.dtype)
             return model
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from lensplorer.analyses.scores import next_token
-from lensplorer.dashboard import page as page_module
 from lensplorer.dashboard.options import Options
-from lensplorer.dashboard.page import Desk, settle_heap
+from lensplorer.dashboard.page import Desk
+from lensplorer.heap import freeze_imports
 from lensplorer.trace import run_trace
 from tests.dashboard.conftest import Driver
 
@@ -92,26 +92,13 @@ def test_twenty_pages_at_once_are_as_twenty_alone(pages, tiny_model):
         np.testing.assert_allclose(page.shown["candidates"]["probabilities"], fresh.probability.values, rtol=1e-3)
 
 
-@pytest.mark.parametrize("settled", [False, True])
-def test_a_closed_page_leaves_nothing_behind(tiny_model, settled):
+def test_a_closed_page_leaves_nothing_behind(tiny_model):
+    freeze_imports()  # as a server does before it loads a model
     page = Page(tiny_model("gpt2"), "the cat sat on")
     page.send("append")
     page.wait()
     tree, desk = weakref.ref(page.desk.explorer.session.tree), weakref.ref(page.desk)
-    if settled:  # another page has loaded a model meanwhile
-        settle_heap()
     page.close()
     del page
-    settle_heap()  # what the server does soon after
-    gc.unfreeze()
+    gc.collect()
     assert tree() is None and desk() is None
-
-
-def test_pages_that_close_together_settle_the_heap_once(tiny_model, monkeypatch):
-    monkeypatch.setattr(page_module, "_SETTLED_AFTER", 3600)
-    timers = []
-    for page in [Page(tiny_model("gpt2"), "the cat") for _ in range(3)]:
-        page.close()
-        timers.append(page_module._Settling.timer)
-    assert [timer.finished.is_set() for timer in timers] == [True, True, False]
-    timers[-1].cancel()

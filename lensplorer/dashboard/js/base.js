@@ -25,8 +25,9 @@ function svg(tag, attributes = {}, ...children) {
 /** Set text only where it differs: an untouched node costs nothing, and a text node that stays costs less than a new one. */
 function setText(element, text) {
   const node = element.firstChild;
-  if (node?.nodeType === Node.TEXT_NODE && !node.nextSibling && text !== "") node.data === text || (node.data = text);
-  else if (element.textContent !== text) element.textContent = text;
+  if (element.textContent === text) return;
+  if (node?.nodeType === Node.TEXT_NODE && !node.nextSibling && text !== "") node.data = text;
+  else element.textContent = text;
 }
 
 const INVISIBLE = /([␠⏎␍⇥∅]|⟨[^⟩]*⟩)/;
