@@ -24,7 +24,7 @@ LIMIT, LIMIT_CURSOR = 100.0, 20.0  # ms
 _UNSEEN = 16.0  # the browser reports no key that took less
 LIMIT_RATIO, LIMIT_REST = 1.5, 40.0  # a step takes at most so many times its computing, and so many ms
 
-_WATCH = """() => {
+WATCH = """() => {
   const find = (root, selector) => { for (const e of root.querySelectorAll('*')) { if (e.matches(selector)) return e;
     const inner = e.shadowRoot && find(e.shadowRoot, selector); if (inner) return inner; } return null; };
   const shell = find(document, '.lensplorer');
@@ -74,7 +74,7 @@ def main() -> int:
             while len(tab.ids) > N_TOKENS:
                 tab.press(*["h"] * (len(tab.ids) - N_TOKENS))
             print(f"{len(tab.ids)} tokens, {tab.locator('.chip').first.inner_text()}")
-            tab.page.evaluate(_WATCH)
+            tab.page.evaluate(WATCH)
             measure(tab, ["l", "h"] * 3)
             missed = []
             for name, keys in {
