@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,6 +22,7 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]] | Any
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _DRAWN = {" ": "␠", "\n": "⏎", "\r": "␍", "\t": "⇥"}
+_TEXTS: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()  # tokenizer → id → exact text
 _HIDDEN_CATEGORIES = {"Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp"}  # control, format (zero width, bidi), private, unassigned, separators
 
 
@@ -56,8 +58,12 @@ def token_text(tokenizer: Any, token_id: int) -> str:
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
-    """``token_text`` of each id."""
-    return [token_text(tokenizer, token_id) for token_id in token_ids]
+    """``token_text`` of each id, remembered for as long as the tokenizer lives."""
+    known = _TEXTS.setdefault(tokenizer, {})
+    for token_id in token_ids:
+        if token_id not in known:
+            known[token_id] = token_text(tokenizer, token_id)
+    return [known[token_id] for token_id in token_ids]
 
 
 def token_bytes(tokenizer: Any, token_id: int) -> bytes:

@@ -338,9 +338,10 @@ def _codes(trace: Trace, sae: Any, site: Site, cache: FeatureCache | None) -> tu
 
 def _labels(trace: Trace, sae: Any, feature: np.ndarray) -> np.ndarray:
     """The one-line label of each feature shown; empty where there is none. [position, rank]"""
-    known = np.unique(feature[feature >= 0])
-    texts = {label.feature: label.text for label in feature_labels(trace.model, sae, known.tolist())}
-    return np.vectorize(lambda number: texts.get(int(number), ""), otypes=[object])(feature)
+    known, inverse = np.unique(feature, return_inverse=True)  # -1 first, where there is none
+    labels = feature_labels(trace.model, sae, known[known >= 0].tolist())
+    texts = np.array(["" for _ in known[known < 0]] + [label.text for label in labels], dtype=object)
+    return texts[inverse].reshape(feature.shape)
 
 
 def _losses(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ text, weight processing, normalisation, context. Each is compared with the model
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,7 @@ def same_model(one: str, other: str) -> bool:
     return ours == theirs or ours.rsplit("/", 1)[-1] == theirs.rsplit("/", 1)[-1]
 
 
+@lru_cache(maxsize=1024)
 def _canonical(name: str) -> str:
     from transformer_lens.loading_from_pretrained import make_model_alias_map
 

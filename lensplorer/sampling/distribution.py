@@ -111,7 +111,7 @@ def distribution_of(
         {
             "token_id": (["candidate"], ids),
             "token": (["candidate"], np.array(token_texts(trace.model.tokenizer, ids.tolist()), dtype=object)),
-            "rank": (["candidate"], torch.stack([1 + (z > z[token]).sum() for token in ids])),
+            "rank": (["candidate"], 1 + torch.cat([(z > some[:, None]).sum(-1) for some in torch.split(z[ids], 64)])),
             "logit": (["candidate"], z[ids]),
             "p_base": (["candidate"], p[0]),
             "p_final": (["candidate"], p[-1]),
