@@ -23,9 +23,10 @@ from lensplorer.storyworld import grammar, model_path
 from lensplorer.storyworld.corpus import CONTEXT, IGNORED, documents, encode, random_repeat, rows
 
 SEED = 90_001  # never trained on
-WORDINGS: dict[str, Literal["development", "held_out", "fresh"]] = {
+WORDINGS: dict[str, Literal["development", "held_out", "once_fresh", "fresh"]] = {
     "development wordings": "development",
     "held-out wordings": "held_out",
+    "once fresh wordings": "once_fresh",
     "fresh wordings": "fresh",
 }
 # row of the table → (phenomenon, world)

@@ -58,18 +58,13 @@ class World:
     wordings: training's, or a set of `held_out.SETS`, where a table that the set lacks is training's.
     """
 
-    wordings: Literal["seen", "development", "held_out", "fresh"] = "seen"
+    wordings: Literal["seen", "development", "held_out", "once_fresh", "fresh"] = "seen"
     held_out_names: bool = False
     held_out_sums: bool = False
 
-    def pick(self, table: str) -> tuple[str, ...]:
+    def pick(self, table: str) -> t.Wordings:
         """The wordings of a table."""
         return held_out.SETS.get(self.wordings, {}).get(table) or getattr(t, table)
-
-    def families(self, table: str) -> tuple[tuple[str, ...], ...]:
-        """The wordings of a table that training has in families."""
-        other = held_out.SETS.get(self.wordings, {}).get(table)
-        return (other,) if other else getattr(t, table)
 
 
 class Draws:
@@ -83,11 +78,24 @@ class Draws:
         self.nats += math.log(len(options))
         return options[self.random.randrange(len(options))]
 
-    def phrase(self, options: tuple[T, ...]) -> T:
-        """A choice among wordings, of which a usual one stands several times."""
-        chosen = self.choice(options)
-        self.nats -= math.log(options.count(chosen))
-        return chosen
+    def phrase(self, wordings: t.Wordings) -> str:
+        """A sentence of the wordings: a usual one stands among them several times."""
+        if isinstance(wordings, str):
+            return wordings
+        if isinstance(wordings, t.Product):
+            return "".join(self.phrase(part) for part in wordings.parts)
+        chosen = self.choice(wordings)
+        self.nats -= math.log(wordings.count(chosen))
+        return self.phrase(chosen)
+
+    def wording(self, world: World, table: str) -> str:
+        """A sentence of a table of the world; in training's, one that is held out is drawn again."""
+        before = self.nats
+        found = self.phrase(world.pick(table))
+        while world.wordings == "seen" and t.skeleton(found) in HELD_OUT.get(table, ()):
+            self.nats = before
+            found = self.phrase(world.pick(table))
+        return found
 
     def sample(self, options: Sequence[T], k: int) -> list[T]:
         self.nats += sum(math.log(len(options) - i) for i in range(k))
@@ -107,9 +115,14 @@ class Draws:
                 given[key] = self.choice(POOLS[key])
             return given[key]
 
-        return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", re.sub(r"\{(\w+)\}", slot, template))
+        filled = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", re.sub(r"\{(\w+)\}", slot, template))
+        return re.sub(r"(?<=[.?!] )[a-z]", lambda letter: letter[0].upper(), filled)
 
 
+HELD_OUT = {  # table → what training never sees, in any of the sets
+    table: {t.skeleton(wording) for wordings in held_out.SETS.values() for wording in wordings.get(table, ())}
+    for table in {table for wordings in held_out.SETS.values() for table in wordings}
+}
 POOLS: dict[str, Sequence[str]] = {
     "A": words.NAMES, "B": words.NAMES, "N": words.NAMES, "M": words.NAMES, "P": words.PLACES, "O": words.THINGS, "T": words.COUNTED,
     "J": words.ADJECTIVES, "K": words.COLOURS, "G": words.ANIMALS, "C": tuple(words.CAPITALS), "Q": ("small", "big", "old", "new"),
@@ -155,11 +168,11 @@ def indirect_object(d: Draws, world: World, page: Page) -> None:
     """Two people, one of whom gives something to the other; either may have been named first."""
     a, b = d.sample(_name_pool(world), 2)
     giver, other = (a, b) if d.chance(0.5) else (b, a)
-    first = d.choice(world.pick("GIVE_FIRST"))
-    second = d.choice(world.pick("GIVE_SECOND"))
+    first = d.wording(world, "GIVE_FIRST")
+    second = d.wording(world, "GIVE_SECOND")
     page.sentence(d.fill(first, A=a, B=b))
     if first.endswith(".") and d.chance(0.25):
-        page.sentence(d.fill(d.choice(t.GIVE_BETWEEN)))
+        page.sentence(d.fill(d.phrase(t.GIVE_BETWEEN)))
     if first.endswith(".") and d.chance(0.3):
         page.sentence(d.choice(t.GIVE_LINK))
     page.sentence(d.fill(second, S=giver))
@@ -171,8 +184,8 @@ def pronoun(d: Draws, world: World, page: Page) -> None:
     """A person, and the pronoun that stands for them."""
     name = d.choice(words.NAMES)
     he, _, his = words.pronouns(name)
-    page.sentence(d.fill(d.choice(world.pick("PRONOUN_FIRST")), N=name))
-    link = d.choice(world.pick("PRONOUN_LINK"))
+    page.sentence(d.fill(d.wording(world, "PRONOUN_FIRST"), N=name))
+    link = d.wording(world, "PRONOUN_LINK")
     page.add(link.removesuffix(" {he}"))
     page.test(" " + he)
     last = d.choice(t.PRONOUN_LAST)
@@ -186,10 +199,10 @@ def name_reference(d: Draws, world: World, page: Page) -> None:
     first, second = d.sample(words.ADJECTIVES, 2)
     she_first = d.chance(0.5)
     subjects = ("She", "he") if she_first else ("He", "she")
-    page.sentence(d.fill(d.choice(world.pick("REFERENCE_FIRST")), A=a, B=b))
+    page.sentence(d.fill(d.wording(world, "REFERENCE_FIRST"), A=a, B=b))
     page.sentence(f"{subjects[0]} was {first} and {subjects[1]} was {second}.")
     asked_first = d.chance(0.5)
-    last = d.choice(world.pick("REFERENCE_LAST"))
+    last = d.wording(world, "REFERENCE_LAST")
     page.sentence(last.format(J=first if asked_first else second))
     page.test(" " + (woman if she_first == asked_first else man))
     page.add(".")
@@ -206,10 +219,9 @@ def repeat(d: Draws, world: World, page: Page) -> None:
             page.test(" " + word)
 
 
-def _facts(d: Draws, world: World, page: Page, facts: dict[str, str], families: tuple[tuple[str, ...], ...], key: str) -> None:
+def _facts(d: Draws, world: World, page: Page, facts: dict[str, str], core: str, key: str) -> None:
     subject = d.choice(tuple(facts))
-    core = d.phrase(d.phrase(families))
-    lead = d.choice(world.pick("LEADS"))
+    lead = d.wording(world, "LEADS")
     page.sentence(d.fill(lead + core, **{key: subject, "K": facts[subject]}))
     if core.index("{K}") > core.index("{" + key + "}"):
         page.test_last(facts[subject])
@@ -218,24 +230,23 @@ def _facts(d: Draws, world: World, page: Page, facts: dict[str, str], families: 
 def capital(d: Draws, world: World, page: Page) -> None:
     """One to three capitals of real countries, each in a phrasing of its own."""
     while True:
-        families = world.families("CAPITAL_CORES")
-        if page.tests and d.chance(0.15):
-            families = (t.CAPITAL_REVERSED,)
-        _facts(d, world, page, words.CAPITALS, families, "C")
+        reversed_ = page.tests and d.chance(0.15)
+        core = d.phrase(t.CAPITAL_REVERSED) if reversed_ else d.wording(world, "CAPITAL_CORES")
+        _facts(d, world, page, words.CAPITALS, core, "C")
         if d.chance(0.5):
             return
 
 
 def colour(d: Draws, world: World, page: Page) -> None:
     """What colour things have in the world."""
-    _facts(d, world, page, words.COLOUR_OF, world.families("COLOUR_CORES"), "X")
+    _facts(d, world, page, words.COLOUR_OF, d.wording(world, "COLOUR_CORES"), "X")
 
 
 def young(d: Draws, world: World, page: Page) -> None:
     """What the young of an animal are called; of the two, the second named is tested."""
-    core = d.phrase(d.phrase(world.families("YOUNG_CORES")))
+    core = d.wording(world, "YOUNG_CORES")
     animal = d.choice(tuple(words.YOUNG))
-    lead = d.choice(world.pick("LEADS"))
+    lead = d.wording(world, "LEADS")
     page.sentence(d.fill(lead + core, X=animal, K=words.YOUNG[animal]))
     page.test_last(words.YOUNG[animal] if core.index("{X}") < core.index("{K}") else animal)
 
@@ -245,18 +256,21 @@ def _problem(d: Draws, world: World, kind: str) -> tuple[str, str, int]:
     name, things = d.choice(words.NAMES), d.choice(words.COUNTED)
     if kind == "sum":
         a, b = d.choice(SUMS_HELD_OUT if world.held_out_sums else SUMS_SEEN)
-        event, working, result = d.choice(world.pick("SUM_EVENT")), f"{a} + {b} =", a + b
+        event, working, result = d.wording(world, "SUM_EVENT"), f"{a} + {b} =", a + b
     elif kind == "double":
         a = b = d.choice(range(1, 50))
-        event, working, result = d.choice(world.pick("DOUBLE_EVENT")), f"{a} * 2 =", 2 * a
+        event, working, result = d.wording(world, "DOUBLE_EVENT"), f"{a} * 2 =", 2 * a
     else:
         a = b = d.choice(range(2, 100, 2))
-        event, working, result = d.choice(world.pick("HALF_EVENT")), f"{a} / 2 =", a // 2
+        event, working, result = d.wording(world, "HALF_EVENT"), f"{a} / 2 =", a // 2
     given = {"N": name, "T": things, "a": str(a), "b": str(b)}
     if "{M}" in event:  # drawn only where the text shows it, so that the surprisal is the text's
         given["M"] = d.choice([other for other in words.NAMES if other != name])
-    parts = (d.choice(world.pick("SUM_OPEN")), event, d.choice(world.pick("QUESTIONS")))
-    return " ".join(d.fill(part, **given) for part in parts), working, result
+    parts = (d.wording(world, "SUM_OPEN"), event, d.wording(world, "QUESTIONS"))
+    problem = Page()
+    for part in parts:
+        problem.sentence(d.fill(part, **given))
+    return problem.text, working, result
 
 
 def _worded(kind: str) -> Callable[[Draws, World, Page], None]:
@@ -296,7 +310,7 @@ def quote(d: Draws, world: World, page: Page) -> None:
     """A phrase that opens with a quotation mark or a bracket, and must close with its like."""
     for i in range(2):
         opening, closing = d.choice((('"', '"'), ("(", ")"), ("[", "]")))
-        page.sentence(d.fill(d.choice(world.pick("SIGN_FIRST"))).rstrip())
+        page.sentence(d.fill(d.wording(world, "SIGN_FIRST")).rstrip())
         page.add(" " + opening + d.fill(d.choice(t.SIGN_PHRASES)))
         page.test(closing)
         page.add(d.fill(d.choice(t.SIGN_LAST)))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,27 @@ class Stage:
     longest: int = 100
     rate: tuple[float, float] = (1.0, 1.0)
     more: tuple[tuple[str, float], ...] = ()  # factors on the grammar's weights
+    start: int | None = None  # the stage from whose end it starts; None: the one before
 
 
 # By the last stage arithmetic is known; what copies and refers still gains.
 LAST = (("indirect_object", 1.6), ("name_reference", 1.4), ("json", 1.6), ("capital", 1.3), ("drill", 0.6), ("young", 1.5))
 REFERENCE = (("indirect_object", 1.5), ("name_reference", 4.0), ("capital", 1.5), ("drill", 0.6), ("young", 1.5), ("sum", 0.7), ("json", 1.2))
 FACTS = (("indirect_object", 1.3), ("capital", 2.5), ("chat", 2.0), ("drill", 0.8), ("young", 1.5))
-# The last two: wordings of facts and problems were widened once more, and `held_out` set apart.
+# Two stages: wordings of facts and problems were widened once more, and `held_out` set apart.
 WORDINGS = (
     ("indirect_object", 1.6), ("pronoun", 1.3), ("name_reference", 0.7), ("capital", 2.5), ("colour", 2.0), ("young", 3.0), ("list", 1.5),
     ("sum", 1.3), ("drill", 0.6), ("json", 1.2), ("chat", 1.3),
 )  # fmt: skip
+# After those, wordings were made of parts: thousands of sentences in place of hundreds.
+PARTS = (
+    ("indirect_object", 2.0), ("pronoun", 1.3), ("name_reference", 0.6), ("capital", 2.5), ("colour", 3.5), ("young", 5.0), ("list", 1.4),
+    ("sum", 1.2), ("double", 1.2), ("half", 1.2), ("drill", 0.6), ("json", 1.1), ("chat", 1.4),
+)  # fmt: skip
+# Then, among the parts, those that lead straight to the answer became the usual ones.
+PLAIN = (*PARTS, ("indirect_object", 2.5), ("capital", 3.0), ("colour", 4.0), ("young", 7.0))
+# Two last runs, both from the twelfth stage: more indirect objects, often without a comma, so that who is named decides and not where.
+FIRM = (*PLAIN, ("indirect_object", 3.5), ("colour", 5.0))
 STAGES = {
     "storyworld": (
         Stage(7_168_000, ((0.781, 128), (0.219, 256))),
@@ -65,12 +76,22 @@ STAGES = {
         Stage(1_024_000, ((0.7, 256), (0.3, 512)), rate=(0.3, 0.0), more=FACTS),
         Stage(3_072_000, ((0.8, 256), (0.2, 512)), rate=(0.4, 0.4), more=WORDINGS),
         Stage(3_072_000, ((0.7, 256), (0.3, 512)), rate=(0.4, 0.0), more=WORDINGS),
+        Stage(4_096_000, ((0.8, 256), (0.2, 512)), repeats=0.035, rate=(0.5, 0.4), more=PARTS),
+        Stage(4_096_000, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.4, 0.0), more=PARTS),
+        Stage(4_096_000, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.5, 0.0), more=PLAIN),
+        Stage(2_457_600, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.5, 0.0), more=PLAIN),
+        Stage(3_072_000, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.5, 0.0), more=FIRM),
+        Stage(3_072_000, ((0.7, 256), (0.3, 512)), repeats=0.035, rate=(0.5, 0.0), more=(*FIRM, ("colour", 6.0)), start=11),
     ),
     "storyworld-mini": (
         Stage(2_048_000, ((1.0, 128),), repeats=0.5, longest=24),
         Stage(6_144_000, ((0.5, 128), (0.3, 256), (0.2, 512)), rate=(1.0, 0.0), more=LAST),
+        Stage(5_120_000, ((0.6, 128), (0.3, 256), (0.1, 512)), repeats=0.035, rate=(0.8, 0.0), more=PLAIN),
+        Stage(2_048_000, ((0.6, 128), (0.3, 256), (0.1, 512)), repeats=0.035, rate=(0.6, 0.0), more=(*FIRM, ("json", 2.0))),
     ),
 }
+# What is kept: the mean of the weights at the ends of stages, in these shares (Wortsman et al. 2022); else the last stage's.
+SHARES = {"storyworld": {11: 0.4, 12: 0.5, 13: 0.1}}
 SEEDS = {"storyworld": 1, "storyworld-mini": 2}
 
 
@@ -91,18 +112,32 @@ def train(name: str, out: Path, *, first: int = 0, start: Path | None = None, ev
         started -= record["seconds"]
     record |= {"tokens_per_step": TOKENS_PER_STEP, "test_weight": TEST_WEIGHT, "threads": torch.get_num_threads()}
     record |= {"parameters": sum(p.numel() for p in model.parameters()), "command": f"python -m lensplorer.storyworld.train {name}"}
+    ends = {first - 1: [parameter.detach().clone() for parameter in model.parameters()]}
     for number, stage in list(enumerate(STAGES[name]))[first:]:
+        if stage.start is not None:
+            _set_mean(model, ends, {stage.start: 1.0})
         for step, loss in enumerate(run_stage(model, tok, stage, seed + 1000 * number)):
             if step % 100 == 0:
                 tokens = (record["steps"] + step) * TOKENS_PER_STEP
                 record["curve"].append({"tokens": tokens, "loss": round(loss, 4), "seconds": round(time.time() - started)})
-                _log(json.dumps(record["curve"][-1]))
+                sys.stderr.write(json.dumps(record["curve"][-1]) + "\n")
             if step and step % every == 0:
                 save(model, tok, out)
+        ends[number] = [parameter.detach().clone() for parameter in model.parameters()]
         record["steps"] += step
         record |= {"tokens": record["steps"] * TOKENS_PER_STEP, "seconds": round(time.time() - started), "stages": number + 1}
         save(model, tok, out)
         (out / "training.json").write_text(json.dumps(record))
+    if name in SHARES:
+        _set_mean(model, ends, SHARES[name])
+        save(model, tok, out)
+
+
+def _set_mean(model: PreTrainedModel, ends: Mapping[int, Sequence[torch.Tensor]], shares: Mapping[int, float]) -> None:
+    """Gives `model` the mean of the weights at the ends of stages."""
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.copy_(sum((share * ends[stage][i] for stage, share in shares.items()), torch.zeros_like(parameter)))
 
 
 def run_stage(model: PreTrainedModel, tok: PreTrainedTokenizerFast, stage: Stage, seed: int) -> Iterator[float]:
@@ -150,13 +185,6 @@ def save(model: PreTrainedModel, tok: PreTrainedTokenizerFast, out: Path) -> Non
     (out / "config.json").write_text(json.dumps(config, indent=2))
     tok.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
-
-
-def _log(line: str) -> None:
-    import sys
-
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import re
 import pytest
 
 from lensplorer.storyworld import cases, grammar, held_out, templates, words
+from lensplorer.storyworld.templates import skeleton
 
 
 @pytest.mark.parametrize("phenomenon", grammar.PHENOMENA)
@@ -84,29 +85,26 @@ def test_pronouns_agree() -> None:
         assert example.answer.strip() == words.pronouns(name)[0]
 
 
-def skeleton(template: str) -> str:
-    return re.sub(r"\{\w+\}", "_", template)
-
-
-def in_training(table: str) -> list[str]:
-    """The wordings of a table that training sees, families flattened."""
-    return [core for entry in getattr(templates, table) for core in ((entry,) if isinstance(entry, str) else entry)]
-
-
 @pytest.mark.parametrize("name", held_out.SETS)
 def test_wordings_apart_are_never_in_training_nor_in_another_set(name: str) -> None:
     assert len(held_out.SETS[name]) >= 15
     for table, wordings in held_out.SETS[name].items():
         own = {skeleton(wording) for wording in wordings}
         assert len(own) == len(wordings)
-        assert not own & {skeleton(wording) for wording in in_training(table)}
+        drawn = {skeleton(grammar.Draws(seed).wording(grammar.World(), table)) for seed in range(3000)}
+        assert not own & drawn
         for other in set(held_out.SETS) - {name}:
             assert not own & {skeleton(wording) for wording in held_out.SETS[other].get(table, ())}
 
 
+def test_a_wording_that_is_held_out_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "LEADS", ("They told us that ", "{N} knows that "))
+    assert {grammar.Draws(seed).wording(grammar.World(), "LEADS") for seed in range(20)} == {"{N} knows that "}
+
+
 def test_a_world_writes_in_its_own_wordings() -> None:
-    starts = ("They told us that ", "We read that ", "People told ")
-    for wordings, start in zip(("development", "held_out", "fresh"), starts, strict=True):
+    starts = ("We read that ", "People told ", "The people at ", "In a book ")
+    for wordings, start in zip(("development", "held_out", "once_fresh", "fresh"), starts, strict=True):
         texts = [grammar.write("young", seed=seed, world=grammar.World(wordings=wordings)).text for seed in range(30)]  # type: ignore[arg-type]
         assert any(text.startswith(start) for text in texts)
         assert not any(text.startswith(start) for text in (grammar.write("young", seed=seed).text for seed in range(300)))

@@ -35,7 +35,7 @@ def test_heads_are_found_again(model: Any) -> None:
 
 @pytest.mark.parametrize("phenomenon", ["indirect_object", "repeat", "capital", "quote"])
 def test_phenomena_are_found_again_on_other_cases(model: Any, phenomenon: str) -> None:
-    batch = ground_truth.tensors(model, cases.cases(phenomenon, count=16, seed=1))
+    batch = ground_truth.tensors(model, cases.cases(phenomenon, count=ground_truth.FEWEST, seed=1))
     effect = ground_truth.effects(model, batch)
     for finding in ground_truth.findings(phenomenon):
         found = {

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lensplorer.storyworld import architecture, corpus, evaluate, grammar, model_path, muon, train
 
@@ -78,6 +80,7 @@ def test_tested_tokens_weigh_more_and_first_copies_nothing(tok: object) -> None:
 def test_a_short_run_learns_and_is_taken_up(name: str, tok: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = train.Stage(4 * train.TOKENS_PER_STEP, ((1.0, 128),))
     monkeypatch.setitem(train.STAGES, name, (stage, stage))
+    monkeypatch.setattr(train, "SHARES", {})
     monkeypatch.setattr(train.tokenizer, "build", lambda: tok)
     torch.manual_seed(0)
     model = architecture.new_model(name, len(tok)).train()  # type: ignore[arg-type]
@@ -89,3 +92,18 @@ def test_a_short_run_learns_and_is_taken_up(name: str, tok: object, tmp_path: Pa
     assert record["steps"] == 8 and record["tokens"] == 8 * train.TOKENS_PER_STEP and record["seed"] == train.SEEDS[name]
     model, _ = evaluate.load(tmp_path / "b")
     assert model.config.max_position_embeddings == corpus.CONTEXT
+
+
+def test_what_is_kept_is_the_mean_of_the_ends_of_stages(tok: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, stage = "storyworld-mini", train.Stage(2 * train.TOKENS_PER_STEP, ((1.0, 128),), rate=(200.0, 200.0))
+    monkeypatch.setitem(train.STAGES, name, (stage, stage, replace(stage, start=0)))
+    monkeypatch.setattr(train.tokenizer, "build", lambda: tok)
+    kept = []
+    for i, shares in enumerate(({0: 1.0}, {1: 1.0}, {2: 1.0}, {0: 0.5, 1: 0.3, 2: 0.2})):
+        monkeypatch.setattr(train, "SHARES", {name: shares})
+        train.train(name, tmp_path / str(i))
+        kept.append(load_file(tmp_path / str(i) / "model.safetensors"))
+    for key, found in kept[3].items():
+        ends = [part[key].float() for part in kept[:3]]
+        torch.testing.assert_close(found.float(), 0.5 * ends[0] + 0.3 * ends[1] + 0.2 * ends[2], rtol=0, atol=2e-3)
+    assert any((kept[0][key] - kept[1][key]).abs().max() > 0.02 for key in kept[0])
