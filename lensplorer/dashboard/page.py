@@ -77,7 +77,7 @@ class Desk:
     """
 
     def __init__(self, options: Options, *, refusal: str = "", load: Loader | None = None) -> None:
-        self.worker = Worker(self._draw, self._finish)
+        self.worker = Worker(self._draw, self._finish, self._autosave)
         loader = load or partial(shared_model, dtype=options.dtype)
         self.explorer = Explorer(options, load=loader, later=self.worker.submit, interrupted=self.worker.is_waiting)
         self.explorer.costs.tell = self._tell_running
@@ -168,7 +168,7 @@ class Desk:
         self._send(picture, within=_TOGETHER if self._panels_took < _TOGETHER else 0.0)
 
     def _finish(self) -> None:
-        """As ``_draw``, for the parts that may come later; then the autosave, and the next step of a play."""
+        """As ``_draw``, for the parts that may come later; then the next step of a play."""
         started = time.perf_counter()
         for part in later_parts(self.explorer):
             self._send(part, within=_TOGETHER)
@@ -176,7 +176,6 @@ class Desk:
                 return
         self._panels_took = time.perf_counter() - started
         self._send({"settled": {"seq": self.explorer.state.acknowledged, "milliseconds": 1000 * self._panels_took}})
-        self._autosave()
         if self.explorer.state.playing and not self._pace.is_alive():
             self._pace = threading.Timer(PACE, self.worker.submit, [self.explorer.play_on])
             self._pace.daemon = True

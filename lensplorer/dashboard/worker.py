@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 #: Pages at work at a time. More would take Python from each other, and all of them longer than one after another.
 TURNS = threading.Semaphore(1)
 FRAME = 0.05  #: seconds of commands before a picture is made in between
+REST = 0.1  #: seconds without a command before what nobody waits for is done; less than between two steps of a play
 
 
 class Worker:
@@ -25,10 +26,11 @@ class Worker:
     Args:
         draw: makes the picture of the newest state; called with the time (``perf_counter``) at which the commands before it started.
         finish: draws what may come later; called after ``draw`` when nothing is waiting.
+        rest: called after ``REST`` seconds without a command, and when the worker stops.
     """
 
-    def __init__(self, draw: Callable[[float], None], finish: Callable[[], None] = lambda: None) -> None:
-        self._draw, self._finish = draw, finish
+    def __init__(self, draw: Callable[[float], None], finish: Callable[[], None] = lambda: None, rest: Callable[[], None] = lambda: None) -> None:
+        self._draw, self._finish, self._rest = draw, finish, rest
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="lensplorer-page", daemon=True)
         self._thread.start()
@@ -49,8 +51,15 @@ class Worker:
         self._thread.join(timeout)
 
     def _work(self) -> None:
+        rested = True
         while True:
-            function = self._queue.get()
+            try:
+                function = self._queue.get(timeout=None if rested else REST)
+            except queue.Empty:
+                self._guarded(self._rest)
+                rested = True
+                continue
+            rested = False
             started = time.perf_counter()
             with TURNS:
                 while function is not None:
@@ -61,9 +70,11 @@ class Worker:
                         function = self._queue.get_nowait()
                     except queue.Empty:
                         break
-                if function is None:
-                    return
-                self._guarded(lambda: self._draw(started))  # noqa: B023 called at once
+                if function is not None:
+                    self._guarded(lambda: self._draw(started))  # noqa: B023 called at once
+            if function is None:
+                self._guarded(self._rest)
+                return
             if self._queue.empty():
                 self._guarded(self._finish)
 

@@ -219,7 +219,7 @@ def measure_heads(model: Any) -> list[Finding]:
     return found
 
 
-def measure_phenomenon(model: Any, phenomenon: str, *, count: int = 48) -> list[Finding]:
+def measure_phenomenon(model: Any, phenomenon: str, *, count: int = 24) -> list[Finding]:
     """Where one phenomenon is solved: how often, when it reaches the last position, which head and which MLP carry it."""
     effect = effects(model, tensors(model, cases(phenomenon, count=count)))
     arrives = int((effect.last < 0.5).sum()) - 1  # the last block before which the answer is not yet at the last position

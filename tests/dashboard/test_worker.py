@@ -75,3 +75,21 @@ def test_a_failing_command_does_not_end_the_thread(caplog):
         assert done.wait(10)
     worker.stop()
     worker.join(10)
+
+
+def test_what_nobody_waits_for_is_done_once_at_rest_and_at_the_end():
+    order: list[str] = []
+    rested = threading.Event()
+
+    def rest():
+        order.append("rest")
+        rested.set()
+
+    worker = Worker(lambda started: None, lambda: order.append("finish"), rest)
+    for _ in range(2):
+        rested.clear()
+        worker.submit(lambda: order.append("command"))
+        assert rested.wait(10)
+    worker.stop()
+    worker.join(10)
+    assert order == ["command", "finish", "rest", "command", "finish", "rest", "rest"]
