@@ -11,14 +11,14 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
+import torch
 
 from lensplorer.analyses.lenses import logit_lens
 from lensplorer.dashboard.asking import call
 from lensplorer.dashboard.explorer import Explorer
 from lensplorer.dashboard.panels import panel_part
 from lensplorer.dashboard.panels.base import plain
-from lensplorer.dashboard.panels.sampling import distribution
+from lensplorer.dashboard.panels.sampling import stages
 from lensplorer.errors import Cancelled, LensplorerError
 from lensplorer.models import model_info
 from lensplorer.sampling.params import PRESETS
@@ -190,15 +190,13 @@ def _candidates(explorer: Explorer) -> dict[str, Any]:
 def _drawn_from(explorer: Explorer, ids: list[int]) -> dict[str, Any]:
     """What the decoding settings make of the candidates; an error of theirs is told beside the controls, not here."""
     try:
-        drawn = distribution(explorer)
+        drawn = stages(explorer)
     except LensplorerError:
         return {}
-    at = {int(token_id): i for i, token_id in enumerate(drawn.token_id.values)}
-    p_final, kept, valid = drawn.p_final.values, drawn.kept.values, drawn.valid.values
     return {
-        "p_final": plain([p_final[at[i]] if i in at else np.nan for i in ids]),
-        "kept": [bool(kept[at[i]]) if i in at else None for i in ids],
-        "valid": [bool(valid[at[i]]) if i in at else None for i in ids],
+        "p_final": plain(drawn.p_final[ids]),
+        "kept": (drawn.final[ids] > -torch.inf).tolist(),
+        "valid": drawn.allowed[ids].tolist() if drawn.allowed is not None else [True] * len(ids),
     }
 
 

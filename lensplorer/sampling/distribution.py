@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -75,6 +75,21 @@ def sampling_distribution(
     )
 
 
+def stages_of(
+    tokenizer: Any, logits: torch.Tensor, history: Sequence[int], *, params: DecodingParams, n_prompt: int, constraint: Constraint | None
+) -> Stages:
+    """Every stage of the pipeline from the logits after ``history`` [d_vocab], of which ``n_prompt`` tokens are the prompt.
+
+    Raises:
+        AnalysisError: n_prompt is no number of tokens of the history.
+        SamplingError: as ``sampling_distribution``.
+    """
+    if not 0 <= n_prompt <= len(history):
+        raise AnalysisError(f"n_prompt must be 0 to {len(history)}, the tokens up to position {len(history) - 1}, got {n_prompt}.")
+    allowed = None if constraint is None else compile_constraint(constraint, tokenizer, len(logits)).allowed(list(history[n_prompt:]))
+    return run_stages(logits, params=params, history=list(history), n_prompt=n_prompt, allowed=allowed)
+
+
 def distribution_of(
     trace: Trace,
     logits: torch.Tensor,
@@ -93,12 +108,8 @@ def distribution_of(
     position = len(history) - 1
     if n_prompt is None:
         n_prompt = len(history)
-    if not 0 <= n_prompt <= len(history):
-        raise AnalysisError(f"n_prompt must be 0 to {len(history)}, the tokens up to position {position}, got {n_prompt}.")
-    d_vocab = len(logits)
-    allowed = None if constraint is None else compile_constraint(constraint, trace.model.tokenizer, d_vocab).allowed(history[n_prompt:])
-    stages = run_stages(logits, params=params, history=history, n_prompt=n_prompt, allowed=allowed)
-    mark = -1 if chosen is None else resolve_token(trace.model.tokenizer, chosen, d_vocab=d_vocab)
+    stages = stages_of(trace.model.tokenizer, logits, history, params=params, n_prompt=n_prompt, constraint=constraint)
+    mark = -1 if chosen is None else resolve_token(trace.model.tokenizer, chosen, d_vocab=len(logits))
     ids = _candidates(stages, k, mark)
     summaries = summarise(stages)
     kept_mass = mass_kept(stages)
