@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from lensplorer.storyworld import architecture, corpus, evaluate, grammar, model_path, muon, train
 
@@ -97,13 +98,20 @@ def test_a_short_run_learns_and_is_taken_up(name: str, tok: object, tmp_path: Pa
 def test_what_is_kept_is_the_mean_of_the_ends_of_stages(tok: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, stage = "storyworld-mini", train.Stage(2 * train.TOKENS_PER_STEP, ((1.0, 128),), rate=(200.0, 200.0))
     monkeypatch.setitem(train.STAGES, name, (stage, stage, replace(stage, start=0)))
+    monkeypatch.setattr(train, "SHARES", {name: {0: 0.5, 1: 0.3, 2: 0.2}})
     monkeypatch.setattr(train.tokenizer, "build", lambda: tok)
-    kept = []
-    for i, shares in enumerate(({0: 1.0}, {1: 1.0}, {2: 1.0}, {0: 0.5, 1: 0.3, 2: 0.2})):
-        monkeypatch.setattr(train, "SHARES", {name: shares})
-        train.train(name, tmp_path / str(i))
-        kept.append(load_file(tmp_path / str(i) / "model.safetensors"))
-    for key, found in kept[3].items():
-        ends = [part[key].float() for part in kept[:3]]
-        torch.testing.assert_close(found.float(), 0.5 * ends[0] + 0.3 * ends[1] + 0.2 * ends[2], rtol=0, atol=2e-3)
-    assert any((kept[0][key] - kept[1][key]).abs().max() > 0.02 for key in kept[0])
+    starts, ends = [], []
+    run = train.run_stage
+
+    def noted(model: torch.nn.Module, *rest: Any) -> Iterator[float]:
+        starts.append([parameter.detach().clone() for parameter in model.parameters()])
+        yield from run(model, *rest)  # type: ignore[arg-type]
+        ends.append([parameter.detach().clone() for parameter in model.parameters()])
+
+    monkeypatch.setattr(train, "run_stage", noted)
+    train.train(name, tmp_path / "out")
+    kept, _ = evaluate.load(tmp_path / "out")
+    for i, parameter in enumerate(kept.parameters()):
+        torch.testing.assert_close(parameter, 0.5 * ends[0][i] + 0.3 * ends[1][i] + 0.2 * ends[2][i], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(starts[2][i], ends[0][i])
+    assert any((one - other).abs().max() > 0.02 for one, other in zip(ends[0], ends[1], strict=True))
