@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 #: Pages at work at a time. More would take Python from each other, and all of them longer than one after another.
 TURNS = threading.Semaphore(1)
 FRAME = 0.05  #: seconds of commands before a picture is made in between
-REST = 0.1  #: seconds without a command before what nobody waits for is done; less than between two steps of a play
+REST = 0.3  #: seconds without a command before what nobody waits for is done
+OVERDUE = 3.0  #: seconds after which it is done though commands keep coming
 
 
 class Worker:
@@ -26,7 +27,7 @@ class Worker:
     Args:
         draw: makes the picture of the newest state; called with the time (``perf_counter``) at which the commands before it started.
         finish: draws what may come later; called after ``draw`` when nothing is waiting.
-        rest: called after ``REST`` seconds without a command, and when the worker stops.
+        rest: called after ``REST`` seconds without a command, after ``OVERDUE`` seconds of commands, and when the worker stops.
     """
 
     def __init__(self, draw: Callable[[float], None], finish: Callable[[], None] = lambda: None, rest: Callable[[], None] = lambda: None) -> None:
@@ -51,15 +52,14 @@ class Worker:
         self._thread.join(timeout)
 
     def _work(self) -> None:
-        rested = True
+        waiting_since: float | None = None  # what may rest, waits
         while True:
             try:
-                function = self._queue.get(timeout=None if rested else REST)
+                function = self._queue.get(timeout=None if waiting_since is None else REST)
             except queue.Empty:
                 self._guarded(self._rest)
-                rested = True
+                waiting_since = None
                 continue
-            rested = False
             started = time.perf_counter()
             with TURNS:
                 while function is not None:
@@ -77,6 +77,10 @@ class Worker:
                 return
             if self._queue.empty():
                 self._guarded(self._finish)
+            waiting_since = waiting_since or started
+            if time.perf_counter() - waiting_since > OVERDUE:
+                self._guarded(self._rest)
+                waiting_since = None
 
     @staticmethod
     def _guarded(function: Callable[[], None]) -> None:

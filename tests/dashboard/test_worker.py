@@ -93,3 +93,17 @@ def test_what_nobody_waits_for_is_done_once_at_rest_and_at_the_end():
     worker.stop()
     worker.join(10)
     assert order == ["command", "finish", "rest", "command", "finish", "rest", "rest"]
+
+
+def test_keys_that_never_rest_do_not_put_it_off_for_ever(monkeypatch):
+    monkeypatch.setattr("lensplorer.dashboard.worker.OVERDUE", 0.0)
+    order: list[str] = []
+    finished = threading.Event()
+    worker = Worker(lambda started: None, finished.set, lambda: order.append("rest"))
+    for step in range(3):
+        finished.clear()
+        worker.submit(lambda: order.append("command"))
+        assert finished.wait(10), step
+    worker.stop()
+    worker.join(10)
+    assert order == ["command", "rest"] * 3 + ["rest"]
