@@ -229,7 +229,7 @@ def measure_phenomenon(model: Any, phenomenon: str, *, count: int = 24) -> list[
         Finding(phenomenon, "starts_at_source", "before block 0 all that differs stands at the changed positions", float(effect.source[0]),
                 at_least=0.999, at_most=1.001, layer=0),
         Finding(phenomenon, "arrives", f"block {arrives} brings the answer to the last position: half the effect is there after it, not before",
-                float(effect.last[arrives]), at_most=round(max(0.5, float(effect.last[arrives]) + 0.1), 3), layer=arrives),
+                float(effect.last[arrives]), at_most=0.5, layer=arrives),
     ]  # fmt: skip
     layer, head, value = _top(effect.heads)
     if value > 0.1:
