@@ -11,8 +11,6 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from lensplorer.analyses.lenses import logit_lens
 from lensplorer.dashboard.asking import call
 from lensplorer.dashboard.explorer import Explorer
@@ -193,11 +191,7 @@ def _drawn_from(explorer: Explorer, ids: list[int]) -> dict[str, Any]:
         drawn = stages(explorer)
     except LensplorerError:
         return {}
-    return {
-        "p_final": plain(drawn.p_final[ids]),
-        "kept": (drawn.final[ids] > -torch.inf).tolist(),
-        "valid": drawn.allowed[ids].tolist() if drawn.allowed is not None else [True] * len(ids),
-    }
+    return {"p_final": plain(drawn.p_final[ids]), "kept": drawn.kept(ids).tolist(), "valid": drawn.valid(ids).tolist()}
 
 
 def _prompts(explorer: Explorer) -> dict[str, Any]:

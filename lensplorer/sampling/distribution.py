@@ -115,7 +115,6 @@ def distribution_of(
     kept_mass = mass_kept(stages)
     z = stages.scores["base"]
     p = _by_stage(stages, ids)
-    valid = stages.allowed[ids] if stages.allowed is not None else torch.ones(len(ids), dtype=torch.bool)
     return make_result(
         trace,
         sampling_distribution,
@@ -126,8 +125,8 @@ def distribution_of(
             "logit": (["candidate"], z[ids]),
             "p_base": (["candidate"], p[0]),
             "p_final": (["candidate"], p[-1]),
-            "kept": (["candidate"], stages.final[ids] > -torch.inf),
-            "valid": (["candidate"], valid),
+            "kept": (["candidate"], stages.kept(ids)),
+            "valid": (["candidate"], stages.valid(ids)),
             "chosen": (["candidate"], ids == mark),
             "p": (["stage", "candidate"], p),
             **{name: (["stage"], np.array([getattr(s, name) for s in summaries])) for name in ("active", "n_kept")},

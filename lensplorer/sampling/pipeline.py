@@ -61,6 +61,14 @@ class Stages:
         """The model's own distribution. [d_vocab]"""
         return self.scores["base"].softmax(-1)
 
+    def kept(self, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """Which of these tokens can be drawn. [id], bool"""
+        return self.final[ids] > -torch.inf
+
+    def valid(self, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """Which of these tokens the constraint admits: all without one. [id], bool"""
+        return self.allowed[ids] if self.allowed is not None else torch.ones(len(ids), dtype=torch.bool)
+
 
 @dataclass(frozen=True)
 class Summary:

@@ -102,7 +102,7 @@ GIVE_FIRST: Wordings = (
     Product(_WHEN, _CLAUSES, (", ",), _CAME, (".",)),
     *[Product(_WHEN, ("{A} and {B} ",), (*_GO, *Product((*_ALONE, *_BOTH), _AT)), (",", ""))] * 2,  # the comma may be left out
     *[Product(_WHEN, ("{A} ",), _TO, ("{B} ",), _AT, (",", ""))] * 2,
-        Product(
+    Product(
         _TIMES, ("{A} ",), ("said that ", "saw that ", "learned that ", "wrote that ", "knew that ", "told us that ", "was happy that "),
         ("{B} ",), (*_GO, *Product(("was ", *_ALONE), _AT)), (".",),
     ),
@@ -383,7 +383,7 @@ COLOUR_CORES = (
         (*[" is {K}."] * 5, *[" was {K}."] * 2, " must be {K}.", " is still {K}.", " is called {K}.", " will be {K}.", ", {N} said, was {K}.",
          " was often {K}."),
     ),
-        Product(
+    Product(
         ("it is not {X}", "it was not {X}", "{N} knew that it is not {X}", "they saw that it was not {X}", "it must not be {X}"),
         (" if it is not {K}.", " if it was not {K}.", " when it is not {K}.", ", because it was not {K}.", ", so it was not {K}."),
     ),
@@ -400,7 +400,7 @@ YOUNG_CORES = (
         (" is called a {K}.", " is a {K}.", " was a {K}.", " must be a {K}.", " will be called a {K}.", " has the name {K}.", " is still a {K}.",
          ", {N} said, is a {K}.", ", as {N} told us, is called a {K}.", " is the {K}.", " is called the {K}."),
     )] * 3,
-        *[Product(
+    *[Product(
         ("the name for ", "the name of ", "the word of {N} for ", "the name that people have for ", "the one name for "),
         (*_YOUNG_ONE, "the young {X}", "the young of the {X}", "one young {X}", "a {X} when it is small", "a {X} that is young",
          "the young {X} of {N}"),

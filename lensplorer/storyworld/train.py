@@ -112,7 +112,7 @@ def train(name: str, out: Path, *, first: int = 0, start: Path | None = None, ev
         started -= record["seconds"]
     record |= {"tokens_per_step": TOKENS_PER_STEP, "test_weight": TEST_WEIGHT, "threads": torch.get_num_threads()}
     record |= {"parameters": sum(p.numel() for p in model.parameters()), "command": f"python -m lensplorer.storyworld.train {name}"}
-    ends = {first - 1: [parameter.detach().clone() for parameter in model.parameters()]}
+    ends = {first - 1: _weights(model)}
     for number, stage in list(enumerate(STAGES[name]))[first:]:
         if stage.start is not None:
             _set_mean(model, ends, {stage.start: 1.0})
@@ -123,7 +123,7 @@ def train(name: str, out: Path, *, first: int = 0, start: Path | None = None, ev
                 sys.stderr.write(json.dumps(record["curve"][-1]) + "\n")
             if step and step % every == 0:
                 save(model, tok, out)
-        ends[number] = [parameter.detach().clone() for parameter in model.parameters()]
+        ends[number] = _weights(model)
         record["steps"] += step
         record |= {"tokens": record["steps"] * TOKENS_PER_STEP, "seconds": round(time.time() - started), "stages": number + 1}
         save(model, tok, out)
@@ -131,6 +131,10 @@ def train(name: str, out: Path, *, first: int = 0, start: Path | None = None, ev
     if name in SHARES:
         _set_mean(model, ends, SHARES[name])
         save(model, tok, out)
+
+
+def _weights(model: PreTrainedModel) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
 
 
 def _set_mean(model: PreTrainedModel, ends: Mapping[int, Sequence[torch.Tensor]], shares: Mapping[int, float]) -> None:
