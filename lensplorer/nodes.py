@@ -2,64 +2,85 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lensplorer.segments import Stretch
+import numpy as np
+import torch
+
+from lensplorer.segments import Parked, Stretch
 
 if TYPE_CHECKING:
     from lensplorer.stepping import TokenTree
 
 
-class Segment:
-    """A run of nodes without branches between them, which share a stretch; the stretch is None when it was dropped."""
+class Columns:
+    """What one analysis says of each position of a segment, with a row per position.
 
-    def __init__(self, parent: Node, stretch: Stretch) -> None:
-        self.parent = parent
-        self.start = len(parent)
-        self.capacity = stretch.capacity
-        self.stretch: Stretch | None = stretch
-        self.nodes: list[Node] = []
-        self.touched = 0
-        self.result_bytes = 0
+    Attributes:
+        known: which rows have been computed. [capacity]
+        values: variable → rows. [capacity, ...]
+        about: whatever else is needed to make a result of the rows, of the last window computed.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.known = np.zeros(capacity, dtype=bool)
+        self.values: dict[str, np.ndarray] = {}
+        self.about: Any = None
+
+    def write(self, start: int, stop: int, values: Mapping[str, np.ndarray], about: Any) -> None:
+        """Rows ``start`` to ``stop - 1``. variable → [stop - start, ...]"""
+        for name, rows in values.items():
+            if name not in self.values:
+                self.values[name] = np.empty((len(self.known), *rows.shape[1:]), dtype=rows.dtype)
+            self.values[name][start:stop] = rows
+        self.known[start:stop] = True
+        self.about = about
 
     @property
     def n_bytes(self) -> int:
-        return (self.stretch.n_bytes if self.stretch is not None else 0) + self.result_bytes
+        return self.known.nbytes + sum(rows.nbytes for rows in self.values.values())
 
 
-class Results(MutableMapping[Any, Any]):
-    """Results already computed at one node, under whatever key their maker chose; they count in the tree's bytes and go with the node."""
+class Segment:
+    """A run of nodes without branches between them, which share a stretch.
 
-    def __init__(self, changed: Callable[[int], None]) -> None:
-        self._values: dict[Any, Any] = {}
-        self._changed = changed
+    Attributes:
+        parent: the node before the first.
+        start: how many tokens lead to it.
+        capacity: how many nodes fit.
+        stretch: their residual stream; None when it was dropped.
+        parked: keys and values of those of its positions that the working cache does not hold.
+        columns: question → what it says of each position.
+    """
 
-    def __getitem__(self, key: Any) -> Any:
-        return self._values[key]
+    def __init__(self, parent: Node, stretch: Stretch, capacity: int) -> None:
+        self.parent = parent
+        self.start = len(parent)
+        self.capacity = capacity
+        self.stretch: Stretch | None = stretch
+        self.parked: list[Parked] = []
+        self.columns: dict[Hashable, Columns] = {}
+        self.nodes: list[Node] = []
+        self.touched = 0
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        added = _size(value) - (_size(self._values[key]) if key in self._values else 0)
-        self._values[key] = value
-        self._changed(added)
+    @property
+    def n_bytes(self) -> int:
+        kept = self.stretch.n_bytes if self.stretch is not None else 0
+        return kept + sum(each.n_bytes for each in self.parked) + sum(each.n_bytes for each in self.columns.values())
 
-    def __delitem__(self, key: Any) -> None:
-        self._changed(-_size(self._values.pop(key)))
+    def columns_of(self, key: Hashable, rows: int) -> Columns:
+        """The columns of a question, with room for at least so many rows."""
+        found = self.columns.get(key)
+        if found is None or len(found.known) < rows:
+            found = self.columns[key] = Columns(max(self.capacity, rows))
+        return found
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-
-def _size(value: Any) -> int:
-    """Bytes of a tensor, an array, a dataset, a table of these, or an object by itself."""
-    if isinstance(value, dict):
-        return sys.getsizeof(value) + sum(_size(item) for item in value.values())
-    size = getattr(value, "nbytes", None)
-    return int(size) if isinstance(size, int) else sys.getsizeof(value)
+    def drop(self) -> None:
+        """Forget all but the tokens."""
+        self.stretch = None
+        self.parked.clear()
+        self.columns.clear()
 
 
 class Node:
@@ -71,16 +92,16 @@ class Node:
         token_id: its token; None for the root.
         children: token id → node, in the order in which they were first run.
         segment: the run of nodes that it shares memory with; None for the root.
-        results: results computed at this position, kept until memory is short.
+        details: every activation of this position, as its run recorded them; None unless it is one of those looked at last.
     """
 
-    __slots__ = ("_depth", "children", "parent", "results", "segment", "token_id", "tree")
+    __slots__ = ("_depth", "children", "details", "parent", "segment", "token_id", "tree")
 
     def __init__(self, tree: TokenTree, parent: Node | None, token_id: int | None, segment: Segment | None) -> None:
         self.tree, self.parent, self.token_id, self.segment = tree, parent, token_id, segment
         self._depth: int = 0 if parent is None else len(parent) + 1
         self.children: dict[int, Node] = {}
-        self.results = Results(self._results_changed)
+        self.details: dict[str, torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return self._depth
@@ -90,11 +111,6 @@ class Node:
 
     def __repr__(self) -> str:
         return "Node(root)" if self.parent is None else f"Node({self.token_id}, depth {self._depth}, {len(self.children)} children)"
-
-    def _results_changed(self, added: int) -> None:
-        if self.segment is not None:
-            self.segment.result_bytes += added
-            self.tree.trim(self)
 
 
 def has_room(node: Node, n_new: int) -> bool:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from lensplorer.nodes import Node
+    from lensplorer.stepping import TokenTree
 
 FORMAT_VERSION = 1
 MAX_PROMPTS = 9
@@ -92,7 +93,8 @@ class Session(InterventionSession, SamplingSession):
         max_prompts: how many prompts the list may hold.
         reads: what each trace caches (see ``run_trace``).
         interventions: changes under which every trace runs; ``intervene`` adds more.
-        max_bytes: bound of the activations kept for going back and forth; with interventions, half of it for the plain model's run.
+        max_bytes: bound of what is kept for going back and forth; with interventions, half of it for the plain model's run. None: half of the memory
+            that is free now. A prompt that would not fit is refused before it runs.
 
     Errors leave the session as it was.
     """
@@ -105,7 +107,7 @@ class Session(InterventionSession, SamplingSession):
         max_prompts: int = MAX_PROMPTS,
         reads: Reads = None,
         interventions: Iterable[Intervention] = (),
-        max_bytes: int = 2 * 2**30,
+        max_bytes: int | None = None,
     ) -> None:
         if max_prompts < 1:
             raise SessionError(f"max_prompts must be at least 1, got {max_prompts}.")
@@ -113,6 +115,7 @@ class Session(InterventionSession, SamplingSession):
         self.model = model
         self.max_prompts = max_prompts
         self._keep_trees(reads, max_bytes)
+        self._last: tuple[TokenTree, tuple[int, ...], Node] | None = None  # the node of the prompt looked at last
         ids = self._encode(prompt) if prompt is not None else ()
         self.state = State((PromptState(0, ids, len(ids), ids),), interventions=checked(model, interventions))
         self._undo: list[State] = []
@@ -156,7 +159,7 @@ class Session(InterventionSession, SamplingSession):
         """One position of ``trace()`` alone, at a cost that does not grow with the prompt (see ``TokenTree.window``)."""
         return self.tree.window(self._node(position + 1))
 
-    def along(self, analysis: Callable[[Trace], xr.Dataset], *, last: int = 1, first: int = 0) -> dict[str, np.ndarray]:
+    def along(self, analysis: Callable[..., xr.Dataset], *, last: int | None = None, first: int = 0) -> dict[str, np.ndarray]:
         """An analysis of each position from ``first`` on, of which only new ones are computed (see ``TokenTree.along``)."""
         return self.tree.along(self._node(), analysis, last=last, first=first)
 
@@ -165,7 +168,12 @@ class Session(InterventionSession, SamplingSession):
         self._require_model()
         if not self.ids:
             raise PromptError("The prompt is empty: give at least one token of text.")
-        return self.tree.extend(self.tree.root, self.ids[:n])
+        ids, tree = self.ids, self.tree
+        if self._last is None or self._last[0] is not tree or self._last[1] is not ids:
+            before = self._last[2] if self._last is not None and self._last[0] is tree and ids[:-1] == self._last[1] else None
+            node = tree.extend(tree.root, ids) if before is None else tree.extend(before, ids[-1])
+            self._last = tree, ids, node
+        return tree.ancestor(self._last[2], len(ids) if n is None else min(n, len(ids)))
 
     # -- prompts -----------------------------------------------------------------------------------------------------------------
 

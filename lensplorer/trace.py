@@ -7,8 +7,8 @@ the activations asked for; ``run_trace`` makes of it the labelled record of one 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +18,8 @@ import torch
 from lensplorer.errors import PromptError, TraceError, did_you_mean
 from lensplorer.locks import model_lock
 from lensplorer.models import LensModel, ModelInfo, model_info
+from lensplorer.replay import Finished, Part, only
+from lensplorer.segments import beyond_query, is_attention, position_axis
 from lensplorer.tokens import Prompt, encode_prompt, resolve_token, token_texts
 from lensplorer.watching import tick
 
@@ -101,17 +103,72 @@ class Trace:
         Raises:
             TraceError: it was not read; the message says how to read it.
         """
-        try:
-            return self.cache.cache_dict[name]
-        except KeyError:
-            if name in hook_names(self.model):
-                raise TraceError(
-                    f"This trace did not read {name!r}: run_trace(model, prompt, reads=[{name!r}, ...]). Some hooks are off by default in the model."
-                ) from None
-            raise TraceError(f"This model has no activation {name!r}.{did_you_mean(name, hook_names(self.model))}") from None
+        self._require(name)
+        return self.cache.cache_dict[name]
+
+    def _require(self, name: str) -> None:
+        if name in self:
+            return
+        if name in hook_names(self.model):
+            raise TraceError(
+                f"This trace did not read {name!r}: run_trace(model, prompt, reads=[{name!r}, ...]). Some hooks are off by default in the model."
+            )
+        raise TraceError(f"This model has no activation {name!r}.{did_you_mean(name, hook_names(self.model))}")
 
     def __contains__(self, name: str) -> bool:
         return name in self.cache.cache_dict
+
+    @property
+    def n_sources(self) -> int:
+        """How many positions the attention of this trace's rows may read."""
+        return len(self)
+
+    @property
+    def d_vocab(self) -> int:
+        """Columns of the logits."""
+        return int(self.logits_at(0, 1).shape[-1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the logits."""
+        return self.logits_at(0, 1).dtype
+
+    def logits_at(self, start: int, stop: int) -> torch.Tensor:
+        """The logits at positions ``start`` to ``stop - 1``. [position, d_vocab]
+
+        Cost: of a stepped trace, their product with the unembedding.
+        """
+        return self.logits[start:stop]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """An activation at positions ``start`` to ``stop - 1``, in the model's own order of axes; all of them by default.
+
+        Raises:
+            TraceError: as ``trace[name]``.
+
+        Cost: nothing for what was recorded. A stepped trace has the residual stream, and makes the rest again: one position by one step, the first
+        time; more by the block that the activation belongs to.
+        """
+        value = self[name]
+        axis = 1 if is_attention(name) else position_axis(name, value, head_first=model_info(self.model).backend == "bridge")
+        return value.narrow(axis, start, (len(self) if stop is None else stop) - start)
+
+    def at(self, name: str, position: int) -> torch.Tensor:
+        """An activation at one position. [...], attention [head, source]
+
+        Raises:
+            TraceError: as ``trace[name]``.
+        """
+        value = self.read(name, position, position + 1)
+        axis = 1 if is_attention(name) else position_axis(name, value, head_first=model_info(self.model).backend == "bridge")
+        row = value.select(axis, 0)
+        if is_attention(name) and row.shape[-1] < self.n_sources:
+            row = torch.nn.functional.pad(row, (0, self.n_sources - row.shape[-1]), value=beyond_query(name))
+        return row
+
+    def along(self, analysis: Callable[..., Any], options: dict[str, Any], *, last: int) -> tuple[dict[str, Any], Any] | None:
+        """What is known of each position already, and added where it is not (see ``stepping``); None where nothing is kept between questions."""
+        return None
 
     def position(self, position: int) -> int:
         """``position`` counted from the front (-1 is the last).
@@ -204,13 +261,18 @@ def prompt_ids(model: LensModel, prompt: Prompt, *, prepend_bos: bool | None = N
 
 
 @lru_cache(maxsize=16)
-def _hook_names(model: Any) -> frozenset[str]:
-    return frozenset(model.hook_dict)
+def _hook_points(model: Any) -> dict[str, Any]:
+    return dict(model.hook_dict)
 
 
-def hook_names(model: LensModel) -> frozenset[str]:
-    """Every hook name of the model, under TransformerLens' names on both backends."""
-    return _hook_names(model)  # type: ignore[arg-type]
+def hook_points(model: LensModel) -> Mapping[str, Any]:
+    """Every hook point of the model, under TransformerLens' names on both backends; some have several names."""
+    return _hook_points(model)  # type: ignore[arg-type]
+
+
+def hook_names(model: LensModel) -> Set[str]:
+    """Every hook name of the model."""
+    return hook_points(model).keys()
 
 
 def resolve_reads(model: LensModel, reads: Reads) -> frozenset[str]:
@@ -258,6 +320,7 @@ def run_model(
     gradients: bool = False,
     past: Any = None,
     start: int = 0,
+    part: Part | None = None,
 ) -> Run:
     """One run of a batch of token ids: the only place where a model runs.
 
@@ -270,12 +333,13 @@ def run_model(
         gradients: keep the graph from the embeddings on.
         past: the backend's own KV cache, extended in place (see ``stepping``).
         start: absolute position of the first token, when ``past`` holds those before it.
+        part: these blocks alone, from what entered them (see ``replay``); then ``Run.logits`` is empty unless the part ends in them.
 
     Raises:
         TraceError: a hook name that the model does not have.
     """
     tick()
-    names = hook_names(model)
+    points = hook_points(model)
     positions = range(start, start + tokens.shape[1])
     wanted = list(reads)
     applied: list[Hook] = [hook for intervention in interventions for hook in intervention.hooks(model, positions)]
@@ -289,55 +353,55 @@ def run_model(
 
         applied.append((EMBEDDING_HOOK, keep_leaf))
     for name in [*wanted, *(name for name, _ in applied)]:
-        if name not in names:
-            raise TraceError(f"This model has no activation {name!r}.{did_you_mean(name, names)}")
+        if name not in points:
+            raise TraceError(f"This model has no activation {name!r}.{did_you_mean(name, points)}")
+    if part is not None and part.residual is not None and part.start < int(model.cfg.n_layers):
+        entry = points[f"blocks.{part.start}.hook_resid_pre"]  # what entered had been changed here already
+        applied = [(name, function) for name, function in applied if points[name] is not entry]
     # A step's values are copied by its caller: they may do without autograd's bookkeeping, a tenth of its time. Interventions may keep theirs.
     mode = torch.inference_mode() if past is not None and not applied else torch.set_grad_enabled(gradients)
+    logits = torch.empty(0)
     with model_lock(model), mode:
         hooked = model.hooks(fwd_hooks=[(name, _named(function)) for name, function in applied]) if applied else nullcontext()
-        own = model_info(model).backend == "hooked"
-        recording: AbstractContextManager[dict[str, torch.Tensor]] = _recorded(model, wanted) if own else nullcontext({})
-        with hooked, recording as recorded:
-            logits, cache = model.run_with_cache(
-                tokens.to(model.cfg.device),
-                return_type="logits",
-                names_filter=frozenset(() if own else wanted).__contains__,
-                return_cache_object=False,
-                reset_hooks_end=not own,  # with nothing to cache it adds no hooks, and looking through all points for them takes 3 ms
-                **_past_options(model, tokens, past),
-            )
-    cache.update(recorded)
-    return Run(logits, {name: _batched(cache[name], tokens) for name in wanted if name in cache}, leaf[0] if leaf else None)
+        with only(model, part) if part is not None else nullcontext(), hooked, _recorded(model, wanted) as recorded, suppress(Finished):
+            logits = model(tokens.to(model.cfg.device), return_type="logits", **_options(model, tokens, past))
+    return Run(logits, {name: _batched(recorded[name], tokens) for name in wanted if name in recorded}, leaf[0] if leaf else None)
 
 
 @contextmanager
 def _recorded(model: LensModel, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Record activations of a HookedTransformer, interventions included.
+    """Record activations, interventions included.
 
-    Its own caching hooks take a quarter of a one-token step to add, call and remove, and even a plain hook a tenth. A hook point is an identity,
-    so one without hooks is made to record as it is called; one with hooks gets another after them, to record what they return.
+    TransformerLens' own caching hooks take a quarter of a one-token step to add, call and remove, and even a plain hook a tenth. A hook point is an
+    identity, so one without hooks is made to record as it is called; one with hooks gets another after them, to record what they return.
 
-    Its blocks norm their input three times over, for queries, keys and values; here once.
+    The blocks of a HookedTransformer norm their input three times over, for queries, keys and values; here once.
     """
     recorded: dict[str, torch.Tensor] = {}
     with_graph = torch.is_grad_enabled()
+    points = hook_points(model)
 
     def recorder(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        convert = getattr(points[name].hook_conversion, "convert", None)  # the bridge's points see the tensors of Hugging Face's modules
+
         def record(value: torch.Tensor) -> torch.Tensor:
-            recorded[name] = value.detach() if with_graph else value
+            shown = value[0] if isinstance(value, tuple) else value
+            if isinstance(shown, torch.Tensor):
+                shown = shown if convert is None else convert(shown)
+                recorded[name] = shown.detach() if with_graph else shown
             return value
 
         return record
 
     changed, handles = [], []
     try:
-        for block in model.blocks:  # type: ignore[attr-defined]
+        for block in model.blocks if model_info(model).backend == "hooked" else ():  # type: ignore[attr-defined]
             norm = getattr(block, "ln1", None)
             if norm is not None and "forward" not in norm.__dict__:
                 changed.append(norm)
                 norm.__dict__["forward"] = _once(norm.forward)
         for name in names:
-            point, record = model.hook_dict[name], recorder(name)
+            point, record = points[name], recorder(name)
             if point._forward_hooks or point._forward_pre_hooks or "forward" in point.__dict__:
                 handles.append(point.register_forward_hook(lambda _, inputs, value, record=record: record(value)))
             else:
@@ -381,10 +445,8 @@ def _named(function: Callable[[torch.Tensor, Any], torch.Tensor]) -> Callable[..
     return hooked
 
 
-def _past_options(model: LensModel, tokens: torch.Tensor, past: Any) -> dict[str, Any]:
-    if past is None:
-        return {}
+def _options(model: LensModel, tokens: torch.Tensor, past: Any) -> dict[str, Any]:
     if model_info(model).backend == "hooked":
         # An explicit mask: TransformerLens would otherwise mask every token that equals the padding token.
-        return {"past_kv_cache": past, "attention_mask": torch.ones_like(tokens)}
-    return {"past_key_values": past, "use_cache": True}
+        return {} if past is None else {"past_kv_cache": past, "attention_mask": torch.ones_like(tokens)}
+    return {"output_attentions": True} | ({} if past is None else {"past_key_values": past, "use_cache": True})

@@ -56,7 +56,7 @@ def test_only_trace_runs_a_model_with_its_cache(path):
     if name_of(path) == "trace.py":
         return
     called = {node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)}
-    assert not called & {"run_with_cache", "run_with_hooks"} or name_of(path) == "models.py"  # models.py only names it in a Protocol
+    assert not called & {"run_with_cache", "run_with_hooks"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

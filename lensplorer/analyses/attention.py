@@ -12,7 +12,7 @@ Position 0 is where heads park the attention they have no use for (the sink: Xia
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 
 from lensplorer.analyses.base import analysis, make_result
 from lensplorer.errors import AnalysisError
+from lensplorer.memory import free_bytes, readable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,12 +29,13 @@ if TYPE_CHECKING:
     from lensplorer.trace import Trace
 
 PATTERN_READS = ("blocks.*.attn.hook_pattern",)
+_QUERIES = 256  # queries whose patterns are looked at together
 _MASKED = "masked sources (s > q, outside the window) excluded"
 
 
 @analysis(reads=PATTERN_READS, source="softmax of the attention scores (Vaswani et al. 2017)")
-def attention_patterns(trace: Trace) -> xr.Dataset:
-    """Every head's attention pattern.
+def attention_patterns(trace: Trace, *, layer: int | None = None, head: int | None = None) -> xr.Dataset:
+    """Every head's attention pattern, or those of one block or one head.
 
     >>> import lensplorer as lp
     >>> trace = lp.run_trace(lp.load_model("storyworld"), "Once upon a time")
@@ -43,18 +45,35 @@ def attention_patterns(trace: Trace) -> xr.Dataset:
 
     Args:
         trace: one that read ``blocks.*.attn.hook_pattern``.
+        layer, head: the block and the head, from 0; None: all.
 
     Returns:
         (layer, head, query, source): weight, 0..1, 0 where masked. layer is the block, 0 … n_layers - 1.
 
     Raises:
         TraceError: the trace did not read the patterns.
-        AnalysisError: a pattern is not finite; the message names the first layer.
+        AnalysisError: there is no such block or head; a pattern is not finite, and the message names the first layer; or all patterns together do
+            not fit the memory that is free.
 
-    Cost: a copy of the patterns; no forward pass.
+    Cost: a copy of the patterns, layer · head · position² numbers; no forward pass. A stepped trace runs the attention of the blocks again.
     """
-    stacked = torch.stack([pattern.cpu() for pattern in patterns(trace)])  # [layer, head, query, source]
-    return make_result(trace, attention_patterns, {"weight": (["layer", "head", "query", "source"], stacked)})
+    n_heads = int(trace.model.cfg.n_heads)
+    layers, heads = _chosen("layer", layer, trace.n_layers), _chosen("head", head, n_heads)
+    needed = 8 * len(layers) * len(heads) * len(trace) * trace.n_sources
+    if needed > (free := free_bytes()):
+        raise AnalysisError(
+            f"These patterns of {len(trace):,} tokens take {readable(needed)}, and {readable(free)} are free: ask for one block (layer=0)."
+        )
+    stacked = torch.empty(len(layers), len(heads), len(trace), trace.n_sources)
+    for row, block in enumerate(layers):
+        for start, pattern in pattern_rows(trace, block):
+            stacked[row, :, start : start + pattern.shape[1]] = pattern[heads.start : heads.stop]
+    return make_result(
+        trace,
+        attention_patterns,
+        {"weight": (["layer", "head", "query", "source"], stacked)},
+        {"layer": np.array(layers), "head": np.array(heads)},
+    )
 
 
 @analysis(reads=PATTERN_READS, source="variance over sources, averaged over queries; Xiao et al. 2023 (attention sink)")
@@ -79,14 +98,12 @@ def head_statistics(trace: Trace, *, exclude_first: bool = True) -> xr.Dataset:
         TraceError: the trace did not read the patterns.
         AnalysisError: a pattern is not finite; the message names the first layer.
 
-    Cost: O(layer · head · position²); no forward pass.
+    Cost: O(layer · head · position²); no forward pass. A stepped trace runs the attention of new positions again.
     """
-    rows = []
-    for layer, pattern in enumerate(patterns(trace)):
-        later = pattern[:, 1:]  # [head, query, source]
-        entropy = torch.special.entr(later).sum(-1).mean(-1)
-        rows.append(torch.stack([head_variance(trace, layer, pattern, exclude_first=exclude_first), entropy, later[..., 0].mean(-1)]))
-    variance, entropy, sink_share = torch.stack(rows, 1).cpu()  # each [layer, head]
+    spread = _by_query(trace, query_spread)
+    later = slice(1, None)
+    entropy, sink_share = (spread[name][later].mean(0) if len(trace) > 1 else np.full(spread[name].shape[1:], np.nan) for name in ("entropy", "sink"))
+    variance = head_variances(trace, exclude_first=exclude_first)
     dims = ["layer", "head"]
     return make_result(
         trace,
@@ -125,18 +142,17 @@ def attention_influence(trace: Trace, *, top_heads: int = 32, value_weighted: bo
     if top_heads < 1:
         raise AnalysisError(f"top_heads must be at least 1, got {top_heads}.")
     position = trace.position(position)
-    variances, rows = [], []
-    for layer, pattern in enumerate(patterns(trace)):
-        variances.append(head_variance(trace, layer, pattern).cpu())
-        rows.append(pattern[:, position].cpu())
-    variance = torch.stack(variances).nan_to_num()  # [layer, head]; NaN only when the prompt is too short to have any
-    row = torch.stack(rows)  # [layer, head, source]
+    variance = torch.from_numpy(np.nan_to_num(head_variances(trace)))  # [layer, head]; NaN only when the prompt is too short to have any
+    row = rows_at(trace, position)  # [layer, head, source]
     n_heads = variance.shape[1]
     chosen = variance.flatten().argsort(descending=True, stable=True)[:top_heads].tolist()
     heads = [divmod(index, n_heads) for index in chosen]
     weights = torch.stack([row[layer, head] for layer, head in heads])  # [chosen, source]
     if value_weighted:
-        weights = weights * torch.stack([_output_norms(trace, layer, head, n_heads) for layer, head in heads])
+        norms = torch.zeros(weights.shape)
+        for i, (layer, head) in enumerate(heads):
+            norms[i, : position + 1] = _output_norms(trace, layer, head, n_heads, position + 1)
+        weights = weights * norms
     mean = weights.mean(0)
     return make_result(
         trace,
@@ -171,7 +187,7 @@ def attention_by_layer(trace: Trace, *, position: int = -1) -> xr.Dataset:
     Cost: O(layer · head · position); no forward pass.
     """
     position = trace.position(position)
-    rows = torch.stack([pattern[:, position].mean(0).cpu() for pattern in patterns(trace)])  # [layer, source]
+    rows = rows_at(trace, position).mean(1)  # [layer, source]
     return make_result(trace, attention_by_layer, {"weight": (["layer", "source"], rows)}, position=position)
 
 
@@ -197,8 +213,9 @@ def attention_rollout(trace: Trace) -> xr.Dataset:
     """
     n = len(trace)
     rollout = torch.eye(n)
-    for pattern in patterns(trace):
-        mixed = (pattern.mean(0).cpu() + torch.eye(n)) / 2  # [query, source]
+    for layer in range(trace.n_layers):
+        mean = torch.cat([pattern.mean(0) for _, pattern in pattern_rows(trace, layer)])  # [query, source]
+        mixed = (mean + torch.eye(n)) / 2
         rollout = mixed / mixed.sum(-1, keepdim=True) @ rollout
     return make_result(trace, attention_rollout, {"weight": (["query", "source"], rollout)})
 
@@ -206,31 +223,81 @@ def attention_rollout(trace: Trace) -> xr.Dataset:
 # -- what other analyses share ---------------------------------------------------------------------------------------------------------
 
 
-def patterns(trace: Trace) -> Iterator[torch.Tensor]:
-    """Each block's pattern, detached, float32. [head, query, source]
+def pattern_rows(trace: Trace, layer: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """One block's pattern, some queries at a time: the first of them, and their rows, detached, float32, on the CPU. [head, query, source]
 
     Raises:
         TraceError: the trace did not read it.
         AnalysisError: it is not finite.
     """
+    for start in range(0, len(trace), _QUERIES):
+        rows = trace.read(f"blocks.{layer}.attn.hook_pattern", start, min(len(trace), start + _QUERIES))
+        rows = _require_finite(trace, layer, rows)
+        yield start, torch.nn.functional.pad(rows, (0, trace.n_sources - rows.shape[-1]))
+
+
+def rows_at(trace: Trace, position: int) -> torch.Tensor:
+    """What every head reads at one query, detached, float32, on the CPU. [layer, head, source]
+
+    Raises:
+        as ``pattern_rows``.
+    """
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(trace.n_layers)]
+    return torch.stack([_require_finite(trace, layer, trace.at(name, position)[:, None])[:, 0] for layer, name in enumerate(names)])
+
+
+def _require_finite(trace: Trace, layer: int, rows: torch.Tensor) -> torch.Tensor:
+    rows = rows.detach().float().cpu()
+    # HookedTransformer turns a NaN row into zeros, so a row without weight is a NaN in disguise.
+    totals = rows.sum(-1)
+    if not bool(totals.isfinite().all()) or (not trace.interventions and not bool(totals.min() > 0)):
+        raise AnalysisError(f"The attention pattern of layer {layer} is not finite, the first where this shows: this trace cannot be analysed.")
+    return rows
+
+
+def head_variances(trace: Trace, *, exclude_first: bool = True) -> np.ndarray:
+    """Variance of each head's weights over a query's valid sources, averaged over the queries with two or more; NaN if none. [layer, head]"""
+    by_query = _by_query(trace, query_variance, exclude_first=exclude_first)["variance"]  # [query, layer, head]
+    known = ~np.isnan(by_query)
+    total = np.where(known, by_query, 0.0).sum(0, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return (total / known.sum(0)).astype(np.float32)
+
+
+def _by_query(trace: Trace, function: Callable[..., Any], **options: Any) -> dict[str, np.ndarray]:
+    """What a function of a trace says of each query, of a stepped trace for new ones alone."""
+    known = trace.along(function, options, last=1)
+    return known[0] if known is not None else {str(name): values.values for name, values in function(trace, **options).data_vars.items()}
+
+
+def query_variance(trace: Trace, *, exclude_first: bool = True) -> xr.Dataset:
+    """(position, layer, head): variance of a query's weights over its valid sources; NaN where it has less than two."""
+    n, first = trace.n_sources, trace.n_sources - len(trace)
+    found = torch.full((len(trace), trace.n_layers, int(trace.model.cfg.n_heads)), torch.nan)
     for layer in range(trace.n_layers):
-        pattern = trace[f"blocks.{layer}.attn.hook_pattern"].detach().float()
-        # HookedTransformer turns a NaN row into zeros, so a row without weight is a NaN in disguise.
-        if not bool(pattern.isfinite().all()) or (not trace.interventions and not bool(pattern.sum(-1).min() > 0)):
-            raise AnalysisError(f"The attention pattern of layer {layer} is not finite, the first where this shows: this trace cannot be analysed.")
-        yield pattern
+        valid = valid_sources(trace.model, layer, n)[first:]  # [query, source]
+        if exclude_first:
+            valid[:, 0] = False
+        count = valid.sum(-1)  # [query]
+        for start, pattern in pattern_rows(trace, layer):
+            stop = start + pattern.shape[1]
+            weights, counted = pattern * valid[start:stop], count[start:stop].clamp_min(1)
+            difference = (weights - (weights.sum(-1) / counted)[..., None]) * valid[start:stop]
+            variance = torch.linalg.vecdot(difference, difference) / counted  # [head, query]
+            found[start:stop, layer] = torch.where(count[start:stop] >= 2, variance, torch.nan).T
+    return make_result(trace, query_variance, {"variance": (["position", "layer", "head"], found)})
 
 
-def head_variance(trace: Trace, layer: int, pattern: torch.Tensor, *, exclude_first: bool = True) -> torch.Tensor:
-    """Variance of each head's weights over a query's valid sources, averaged over the queries with two or more; NaN if none. [head]"""
-    valid = valid_sources(trace.model, layer, len(trace)).to(pattern.device)
-    if exclude_first:
-        valid[:, 0] = False
-    count = valid.sum(-1)  # [query]
-    weights = pattern * valid
-    mean = weights.sum(-1, keepdim=True) / count.clamp_min(1)[:, None]
-    variance = ((weights - mean).square() * valid).sum(-1) / count.clamp_min(1)  # [head, query]
-    return variance[:, count >= 2].mean(-1)
+def query_spread(trace: Trace) -> xr.Dataset:
+    """(position, layer, head): entropy of a query's weights, nats, and its weight on position 0."""
+    shape = len(trace), trace.n_layers, int(trace.model.cfg.n_heads)
+    entropy, sink = torch.empty(shape), torch.empty(shape)
+    for layer in range(trace.n_layers):
+        for start, pattern in pattern_rows(trace, layer):
+            rows = slice(start, start + pattern.shape[1])
+            entropy[rows, layer], sink[rows, layer] = torch.special.entr(pattern).sum(-1).T, pattern[..., 0].T
+    dims = ["position", "layer", "head"]
+    return make_result(trace, query_spread, {"entropy": (dims, entropy), "sink": (dims, sink)})
 
 
 def valid_sources(model: LensModel, layer: int, n: int) -> torch.Tensor:
@@ -238,6 +305,15 @@ def valid_sources(model: LensModel, layer: int, n: int) -> torch.Tensor:
     distance = torch.arange(n)[:, None] - torch.arange(n)[None]
     window = window_of(model, layer)
     return (distance >= 0) & (distance < (window if window is not None else n))
+
+
+def _chosen(what: str, index: int | None, n: int) -> range:
+    """The one, or all of them."""
+    if index is None:
+        return range(n)
+    if not 0 <= index < n:
+        raise AnalysisError(f"There is no {what} {index}: expected 0 to {n - 1}.")
+    return range(index, index + 1)
 
 
 def window_of(model: LensModel, layer: int) -> int | None:
@@ -253,9 +329,9 @@ def window_of(model: LensModel, layer: int) -> int | None:
     return int(window) if types is None or "sliding" in types[layer] else None
 
 
-def _output_norms(trace: Trace, layer: int, head: int, n_heads: int) -> torch.Tensor:
-    """‖v[s] · W_O‖₂ of one head, the value taken from its key-value group. [source]"""
-    values = trace[f"blocks.{layer}.attn.hook_v"]  # [source, kv_head, d_head]
+def _output_norms(trace: Trace, layer: int, head: int, n_heads: int, n: int) -> torch.Tensor:
+    """‖v[s] · W_O‖₂ of one head at the first ``n`` positions, the value taken from its key-value group. [source]"""
+    values = trace.read(f"blocks.{layer}.attn.hook_v", 0, n)  # [source, kv_head, d_head]
     value = values[:, head * values.shape[1] // n_heads].detach().float()
     model: Any = trace.model
     output = model.blocks[layer].attn.W_O[head].detach().float()  # [d_head, d_model]

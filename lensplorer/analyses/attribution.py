@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from lensplorer.analyses.attention import PATTERN_READS, attention_rollout, patterns
+from lensplorer.analyses.attention import PATTERN_READS, attention_rollout, rows_at
 from lensplorer.analyses.base import analysis, choose, make_result
 from lensplorer.analyses.question import BASELINES, OBJECTIVES, Question, baseline_embedding, default_baseline, needs_gradients
 from lensplorer.errors import AnalysisError
@@ -345,4 +345,4 @@ def attention_scores(question: Question, method: str) -> torch.Tensor:
     rows = list(question.positions)
     if method == "rollout":
         return torch.from_numpy(attention_rollout(trace).weight.values[rows])
-    return torch.stack([pattern[:, rows].mean(0).cpu() for pattern in patterns(trace)]).mean(0)
+    return torch.stack([rows_at(trace, row).mean((0, 1)) for row in rows])

@@ -7,6 +7,7 @@ which model it is and where its definition comes from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -25,21 +26,58 @@ REGISTRY: dict[str, Callable[..., Any]] = {}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def analysis(*, reads: Sequence[str], source: str) -> Callable[[F], F]:
+def analysis(*, reads: Sequence[str], source: str, along: int = 0) -> Callable[[F], F]:
     """Register a function of a trace as an analysis.
 
     Args:
         reads: hook names or wildcards that it needs, e.g. ``"blocks.*.hook_resid_post"``; what a model does not have stands for nothing.
         source: where its definition comes from, kept in each result's attrs.
+        along: where what it says of a position rests on so many positions up to it and on none later: a stepped trace then has it computed for
+            new positions alone. 0: it does not.
     """
 
     def register(function: F) -> F:
-        function.reads = tuple(reads)  # type: ignore[attr-defined]
-        function.source = source  # type: ignore[attr-defined]
-        REGISTRY[function.__name__] = function
-        return function
+        asked = _along(function, along) if along else function
+        asked.reads = tuple(reads)  # type: ignore[attr-defined]
+        asked.source = source  # type: ignore[attr-defined]
+        asked.along = along  # type: ignore[attr-defined]
+        REGISTRY[function.__name__] = asked
+        return asked
 
     return register
+
+
+def _along(function: F, last: int) -> F:
+    """The analysis that takes what a stepped trace knows of each position already."""
+
+    @wraps(function)
+    def asked(trace: Trace, *arguments: Any, **options: Any) -> xr.Dataset:
+        known = None if arguments or not _is_value(options) else trace.along(function, options, last=last)
+        if known is None:
+            return function(trace, *arguments, **options)
+        rows, window = known
+        dims = {str(name): values.dims for name, values in window.variables.items() if name in rows}
+        variables = {name: (dims[name], np.moveaxis(rows[name], 0, dims[name].index("position"))) for name in dims}
+        coords = {str(name): values.variable for name, values in window.coords.items() if "position" not in values.dims}
+        units = {str(name): values.attrs["units"] for name, values in window.variables.items() if name in dims and "units" in values.attrs}
+        attrs = {str(name): value for name, value in window.attrs.items() if name not in _GIVEN}
+        if "completeness" in rows:
+            attrs["completeness"] = float(rows["completeness"].max())
+        return make_result(trace, asked, variables, coords, units=units, **attrs)
+
+    return asked  # type: ignore[return-value]
+
+
+def _is_value(options: Mapping[str, Any]) -> bool:
+    """Whether an answer can be kept under these options, and is the same whatever follows a position: ``"next"`` names the token that follows."""
+    try:
+        hash(tuple(options.items()))
+    except TypeError:
+        return False
+    return "next" not in options.values()
+
+
+_GIVEN = ("analysis", "model", "backend", "dtype", "device", "source", "interventions")  #: attrs that every result gets
 
 
 def make_result(
@@ -153,20 +191,23 @@ def check_finite(trace: Trace) -> None:
     for name in names:
         if name in trace:
             _check_finite(trace, trace[name], name, f" (block {name.split('.')[1]} of 0 to {trace.n_layers - 1})")
-    _check_finite(trace, trace.logits, "the logits", "; the residual stream, as far as it was read, is finite")
+    for start in range(0, len(trace), _ROWS):
+        logits = trace.logits_at(start, min(len(trace), start + _ROWS))
+        _check_finite(trace, logits, "the logits", "; the residual stream, as far as it was read, is finite", start)
 
 
+_ROWS = 256  # rows of logits at a time
 _STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
 
-def _check_finite(trace: Trace, value: torch.Tensor, name: str, where: str) -> None:
+def _check_finite(trace: Trace, value: torch.Tensor, name: str, where: str, start: int = 0) -> None:
     value = value.detach()
     if bool(value.sum(dtype=torch.float64 if value.dtype == torch.float64 else torch.float32).isfinite()):  # one pass; finite only if all are
         return
     finite = value.isfinite()
     if bool(finite.all()):
         return
-    position = int((~finite).reshape(len(finite), -1).any(-1).nonzero()[0])
+    position = start + int((~finite).reshape(len(finite), -1).any(-1).nonzero()[0])
     kind = "NaN" if bool(value.isnan().any()) else "Infinite"
     remedy = " float16 overflows in some models: load with dtype='float32' or 'bfloat16'." if trace.info.dtype == "float16" else ""
     raise AnalysisError(f"{kind} activations first appear at {name}{where}, position {position} ({trace.token_texts[position]!r}).{remedy}")

@@ -86,7 +86,7 @@ def compare(trace_a: Trace, trace_b: Trace, *, align_by: str = "auto") -> xr.Dat
         model_b=trace_b.info.name,
         interventions_b="; ".join(map(repr, trace_b.interventions)),
         aligned=_how(spans, align_by),
-        shared_vocabulary=1.0 if vocabulary is None else len(vocabulary[0]) / trace_a.logits.shape[-1],
+        shared_vocabulary=1.0 if vocabulary is None else len(vocabulary[0]) / trace_a.d_vocab,
     )
 
 
@@ -122,8 +122,8 @@ def next_token_change(trace_a: Trace, trace_b: Trace, *, k: int = 10, position: 
     if not same_tokens(trace_a, trace_b):
         raise AnalysisError("The two models have different tokens: their candidates cannot stand side by side. Use compare.")
     at_a, at_b = trace_a.position(position), trace_b.position(position)
-    width = min(trace_a.logits.shape[-1], trace_b.logits.shape[-1])
-    z_a, z_b = trace_a.logits[at_a, :width].detach().float().cpu(), trace_b.logits[at_b, :width].detach().float().cpu()
+    width = min(trace_a.d_vocab, trace_b.d_vocab)
+    z_a, z_b = (trace.logits_at(at, at + 1)[0, :width].detach().float().cpu() for trace, at in ((trace_a, at_a), (trace_b, at_b)))
     p_a, p_b = z_a.softmax(-1), z_b.softmax(-1)
     ids = torch.tensor(sorted({*z_a.topk(min(k, width)).indices.tolist(), *z_b.topk(min(k, width)).indices.tolist()}))
     ids = ids[torch.argsort(p_b[ids], descending=True, stable=True)]
@@ -161,7 +161,7 @@ def _shared_vocabulary(a: Trace, b: Trace) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _single_texts(trace: Trace) -> dict[str, int]:
-    texts = token_texts(trace.model.tokenizer, range(int(trace.logits.shape[-1])))
+    texts = token_texts(trace.model.tokenizer, range(trace.d_vocab))
     found: dict[str, int] = {}
     for token_id, text in enumerate(texts):
         found[text] = token_id if text not in found else -1
@@ -172,11 +172,11 @@ def _divergences(
     a: Trace, b: Trace, last_a: list[int], last_b: list[int], vocabulary: tuple[torch.Tensor, torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """KL, JS and top-1 agreement of the predictions at pairs of positions. three [pair]"""
-    width = min(a.logits.shape[-1], b.logits.shape[-1])  # ids beyond it are padding of the same vocabulary
-    step = max(1, _CHUNK // max(a.logits.shape[-1], b.logits.shape[-1]))
+    width = min(a.d_vocab, b.d_vocab)  # ids beyond it are padding of the same vocabulary
+    step = max(1, _CHUNK // max(a.d_vocab, b.d_vocab))
     kl, js, agree = [], [], []
     for start in range(0, len(last_a), step):
-        z_a, z_b = (trace.logits[last[start : start + step]].detach().double().cpu() for trace, last in ((a, last_a), (b, last_b)))
+        z_a, z_b = (_logits_at(trace, last[start : start + step]).double().cpu() for trace, last in ((a, last_a), (b, last_b)))
         if vocabulary is None:
             log_p, log_q = z_a[:, :width].log_softmax(-1), z_b[:, :width].log_softmax(-1)
             agree.append((z_a[:, :width].argmax(-1) == z_b[:, :width].argmax(-1)).numpy())
@@ -187,6 +187,12 @@ def _divergences(
         kl.append(_kl(log_p, log_q))
         js.append((_kl(log_p, log_m) + _kl(log_q, log_m)) / 2)
     return torch.cat(kl), torch.cat(js), np.concatenate(agree)
+
+
+def _logits_at(trace: Trace, positions: list[int]) -> torch.Tensor:
+    """The logits at rising positions. [row, d_vocab]"""
+    first = positions[0]
+    return trace.logits_at(first, positions[-1] + 1).detach()[[position - first for position in positions]]
 
 
 def _with_others(log_p: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

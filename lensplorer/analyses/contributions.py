@@ -86,17 +86,17 @@ class Goal:
 
     def at(self, name: str) -> torch.Tensor | None:
         """The activation at the position, or None where the model has no such hook. [...]"""
-        return self.trace[name][self.position].detach() if name in hook_names(self.trace.model) else None
+        return self.trace.at(name, self.position).detach() if name in hook_names(self.trace.model) else None
 
     def layer_components(self) -> dict[str, torch.Tensor]:
         """Component → contribution [direction]; refuses where they do not sum to the residual stream."""
         rows: list[dict[str, torch.Tensor | None]] = [{"embed": self.at("hook_embed")}]
         if "hook_pos_embed" in self.trace:  # some models have the hook and never reach it
             rows[0]["pos_embed"] = self.at("hook_pos_embed")
-        after = [self.trace["blocks.0.hook_resid_pre"][self.position]]
+        after = [self.trace.at("blocks.0.hook_resid_pre", self.position)]
         for layer in range(self.trace.n_layers):
             rows.append({f"{part} {layer}": self.at(f"blocks.{layer}.hook_{part}_out") for part in ("attn", "mlp")})
-            after.append(self.trace[f"blocks.{layer}.hook_resid_post"][self.position])
+            after.append(self.trace.at(f"blocks.{layer}.hook_resid_post", self.position))
         written = [(row, name, value) for row, writes in enumerate(rows) for name, value in writes.items() if value is not None]
         values = torch.stack([value for _, _, value in written])  # [component, d_model]
         components = dict(zip((name for _, name, _ in written), self.read(values)))
@@ -150,8 +150,9 @@ class Goal:
         heads = (z[:, None] @ per_head)[:, 0]
         if not by_source:
             return heads * (not overwritten), constant
-        v = self.trace[f"blocks.{block}.attn.hook_v"].detach().to(z.dtype)  # [source, kv_head, d_head]
-        pattern = self.trace[f"blocks.{block}.attn.hook_pattern"].detach()[:, self.position].to(z.dtype)  # [head, source]
+        v = self.trace.read(f"blocks.{block}.attn.hook_v", 0, self.position + 1).detach().to(z.dtype)  # [source, kv_head, d_head]
+        row = self.trace.at(f"blocks.{block}.attn.hook_pattern", self.position).detach().to(z.dtype)  # [head, source]
+        pattern = row[:, : self.position + 1]
         v = v.transpose(0, 1)  # [head, source, d_head]
         if len(v) < len(z):  # grouped queries share keys and values
             v = v.repeat_interleave(len(z) // len(v), dim=0)
@@ -163,6 +164,7 @@ class Goal:
                 " which token each head read cannot be told for this model. Use unit='head'."
             )
         sources = pattern[:, :, None] * (v @ per_head) * read_from_sources[:, None, None]
+        sources = torch.nn.functional.pad(sources, (0, 0, 0, row.shape[1] - len(pattern[0])))  # nothing is read beyond the query
         elsewhere = (heads * (1 - read_from_sources)[:, None]).sum(0)
         return sources * (not overwritten), constant if overwritten else constant + elsewhere
 
@@ -189,7 +191,7 @@ class Goal:
         What follows is an output bias, and in post-norm blocks a norm. Which one is not looked up but measured: it is the one that gives
         the block's output as cached.
         """
-        output = self.trace[f"blocks.{block}.hook_{part}_out"].detach()[self.position].to(raw.dtype)
+        output = self.trace.at(f"blocks.{block}.hook_{part}_out", self.position).detach().to(raw.dtype)
         biased = raw if bias is None else raw + bias.detach().to(raw.dtype)
         module = self.trace.model.blocks[block]  # type: ignore[attr-defined]
         norms: list[Norm | None] = [None]
@@ -224,7 +226,7 @@ def _refusal(trace: Trace, row: int, parts: str, share: float) -> str:
 def make_goal(trace: Trace, target: str | int | torch.Tensor, versus: str | int | None, position: int) -> Goal:
     """What ``residual_decomposition`` is asked to take apart, from its arguments."""
     unembedding = Unembedding(trace.model)
-    final = trace[f"blocks.{trace.n_layers - 1}.hook_resid_post"].detach()[position].to(unembedding.dtype)
+    final = trace.at(f"blocks.{trace.n_layers - 1}.hook_resid_post", position).detach().to(unembedding.dtype)
     if isinstance(target, torch.Tensor) and target.ndim > 0:
         if versus is not None:
             raise AnalysisError("versus names a token, and target is a direction: give the difference of two directions as target instead.")
@@ -239,10 +241,10 @@ def make_goal(trace: Trace, target: str | int | torch.Tensor, versus: str | int 
         names = tuple(token_texts(trace.model.tokenizer, ids))
         directions = unembedding.weight[:, ids].to(final.dtype)  # [d_model, direction]
         constants = directions.new_zeros(len(ids)) if unembedding.bias is None else unembedding.bias[ids].to(final.dtype)
-        logits = trace.logits[position, ids].detach().double().cpu().numpy()
+        logits = trace.logits_at(position, position + 1)[0, ids].detach().double().cpu().numpy()
     readers = directions
     if unembedding.norm is not None:
-        scale = trace["ln_final.hook_scale"].detach()[position].to(final.dtype)  # [1]
+        scale = trace.at("ln_final.hook_scale", position).detach().to(final.dtype)  # [1]
         constants = constants + unembedding.norm.constant(directions)
         readers = unembedding.norm.pull_back(directions, scale)
-    return Goal(trace, position, names, readers, constants, logits, unembedding, ROUNDING[trace.logits.dtype])
+    return Goal(trace, position, names, readers, constants, logits, unembedding, ROUNDING[trace.dtype])

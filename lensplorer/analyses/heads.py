@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lensplorer.analyses.attention import PATTERN_READS, head_labels, patterns, window_of
+from lensplorer.analyses.attention import PATTERN_READS, head_labels, rows_at, window_of
 from lensplorer.analyses.base import analysis, make_result
 from lensplorer.errors import AnalysisError
 from lensplorer.models import LensModel, model_info
@@ -153,7 +153,7 @@ def head_clusters(trace: Trace, *, n_clusters: int = 5, seed: int = 0, position:
     Cost: seconds, most of them UMAP's import and compilation at first use; no forward pass.
     """
     position = trace.position(position)
-    rows = torch.stack([pattern[:, position].cpu() for pattern in patterns(trace)])  # [layer, head, source]
+    rows = rows_at(trace, position)  # [layer, head, source]
     layer, head = head_labels(*rows.shape[:2])
     flat = rows.flatten(0, 1).numpy()  # [head_index, source]
     distinct = len(np.unique(flat.round(6), axis=0))

@@ -35,7 +35,9 @@ _CHUNK = 2**23  # logits at a time: 32 MiB in float32, and as much again for the
 _GROUP = 64  # logits per group in the search for the largest
 
 
-@analysis(reads=_STREAM, source="nostalgebraist 2020, the logit lens; final norm recomputed per layer; KL(model || lens) as Belrose et al. 2023")
+@analysis(
+    reads=_STREAM, source="nostalgebraist 2020, the logit lens; final norm recomputed per layer; KL(model || lens) as Belrose et al. 2023", along=1
+)
 def logit_lens(trace: Trace, *, tokens: Sequence[str | int] | str | None = None, top_k: int = 5, lens: str = "logit") -> xr.Dataset:
     """What each layer would predict, at each position.
 
@@ -127,14 +129,14 @@ def contrast(trace: Trace, a: str | int, b: str | int, *, position: int = -1) ->
     """
     ids = [trace.token_id(token) for token in (a, b)]
     position = trace.position(position)
-    residuals = torch.stack([row[position] for row in residual_rows(trace)])  # [layer, d_model]
+    residuals = torch.stack([row[0] for row in residual_rows(trace, position, position + 1)])  # [layer, d_model]
     unembedding = Unembedding(trace.model)
     logits, log_p = [], []
     for chunk in torch.split(residuals, max(1, _CHUNK // unembedding.d_vocab)):
         z = unembedding.logits(chunk)
         logits.append(z[:, ids])
         log_p.append(z[:, ids] - z.logsumexp(-1, keepdim=True))
-    own = trace.logits[position].detach().to(z)
+    own = trace.logits_at(position, position + 1)[0].detach().to(z)
     completeness = _checked(trace, z[-1:], own[None], z[-1:].logsumexp(-1), own[None].logsumexp(-1))
     z_ab, p_ab = torch.cat(logits), torch.cat(log_p).exp()  # [layer, 2]
     require_finite(trace, z_ab)
@@ -159,7 +161,7 @@ def _checked(trace: Trace, z: torch.Tensor, own: torch.Tensor, log_sum: torch.Te
     """max |Δ log p| of the last row to the model's own; refuses where rounding does not explain it. [row, d_vocab], [row]"""
     difference = (z - own).sub_((log_sum - own_log_sum)[:, None]).abs_().amax(-1)
     gap, largest = float(difference.max()), float(own.abs().max())
-    if not gap <= ROUNDING[trace.logits.dtype] * max(1.0, largest):
+    if not gap <= ROUNDING[trace.dtype] * max(1.0, largest):
         check_finite(trace)
         raise AnalysisError(
             f"The lens at the last layer is not this model's own prediction (max |Δ log p| = {gap:.2g}): this {trace.info.architecture} does"
@@ -228,7 +230,8 @@ class _Grid:
     def _read_final(self, positions: slice) -> None:
         """The model's own distribution at these positions: its probabilities and its negative entropy."""
         d_vocab, n = self.unembedding.d_vocab, positions.stop - positions.start
-        own = self.trace.logits[positions].detach().to(self.final)
+        self.own = self.trace.logits_at(positions.start, positions.stop).detach().to(self.final)
+        own = self.own
         highest = own.amax(-1)
         p = self.final[:n, :d_vocab]
         torch.sub(own, highest[:, None], out=p)
@@ -253,8 +256,7 @@ class _Grid:
         if layers.stop == len(self.rows):
             last = z[-n:]
             log_sum = last.logsumexp(-1)
-            own = self.trace.logits[positions].detach()
-            self.completeness = max(self.completeness, _checked(self.trace, last, own.to(last), log_sum, self.final_log_sum))
+            self.completeness = max(self.completeness, _checked(self.trace, last, self.own.to(last), log_sum, self.final_log_sum))
         z.sub_(highest)  # both sums below then lose nothing to a large common constant
         torch.exp(padded, out=exponential)
         total = exponential.sum(-1)

@@ -105,8 +105,9 @@ class Measure:
 
     def of_trace(self, trace: Trace) -> float:
         """Of a trace as it ran."""
-        logits = trace.logits.detach()
-        return float(self.of_run(logits[None] if self.position is None else logits[None, self.position, None])[0])
+        at = self.position
+        logits = trace.logits if at is None else trace.logits_at(at, at + 1)
+        return float(self.of_run(logits.detach()[None])[0])
 
 
 def measure(trace: Trace, metric: MetricLike) -> Measure:

@@ -296,7 +296,8 @@ class _Grid:
         check_editable(corrupt.model, self.name(0))  # the blocks of a model are alike
         self.measure = measure(corrupt, metric)
         self.clean_value, self.corrupt_value = self.measure.of_trace(clean), self.measure.of_trace(corrupt)
-        noise = 16 * torch.finfo(corrupt.logits.dtype).eps * max(abs(self.clean_value), abs(self.corrupt_value), float(corrupt.logits.abs().max()))
+        last = corrupt.logits_at(len(corrupt) - 1, len(corrupt))
+        noise = 16 * torch.finfo(last.dtype).eps * max(abs(self.clean_value), abs(self.corrupt_value), float(last.abs().max()))
         if abs(self.clean_value - self.corrupt_value) <= noise:
             raise AnalysisError(
                 f"The metric, {self.measure.name}, is {self.clean_value:.6g} on the clean run and {self.corrupt_value:.6g} on the corrupt one: no"

@@ -76,13 +76,17 @@ class Question:
     def _pick(z: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         return z.gather(-1, tokens.to(z.device).expand(len(z), -1)[..., None])[..., 0]
 
+    def _own_logits(self) -> torch.Tensor:
+        """The trace's logits at the rows' positions. [row, d_vocab]"""
+        return torch.cat([self.trace.logits_at(position, position + 1) for position in self.positions])
+
     def of_trace(self) -> torch.Tensor:
         """F of each row as the trace ran, with its graph if it has one. [row]
 
         Raises:
             AnalysisError: a logit is not finite.
         """
-        value = self.of_logits(self.trace.logits[list(self.positions)][None])[0]
+        value = self.of_logits(self._own_logits()[None])[0]
         if not bool(value.isfinite().all()):
             raise AnalysisError(f"The model's prediction to be explained is not finite.{first_not_finite(self.trace)}")
         return value
@@ -139,7 +143,7 @@ class Question:
     @property
     def noise(self) -> float:
         """What rounding in the model's dtype does to F: differences below it mean nothing."""
-        logits = self.trace.logits[list(self.positions)].detach()
+        logits = self._own_logits().detach()
         return float(torch.finfo(logits.dtype).eps * logits.abs().max())
 
     def pad(self, attributions: torch.Tensor) -> np.ndarray:

@@ -27,17 +27,24 @@ UNITS = ("layer", "head", "neuron", "source")
 _STREAM = ("blocks.0.hook_resid_pre", "blocks.*.hook_resid_post")
 
 
-def residual_rows(trace: Trace) -> list[torch.Tensor]:
+def residual_rows(trace: Trace, start: int = 0, stop: int | None = None) -> list[torch.Tensor]:
     """The residual stream after the embedding and after each block: n_layers + 1 tensors [position, d_model], of the model's dtype.
+
+    Of positions ``start`` to ``stop - 1``, all by default.
 
     Raises:
         TraceError: the trace did not read them.
     """
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(trace.n_layers))]
-    return [trace[name].detach() for name in names]
+    return [trace.read(name, start, stop).detach() for name in names]
 
 
-@analysis(reads=_STREAM, source="L2 norm of the residual stream after each block")
+def final_rows(trace: Trace) -> torch.Tensor:
+    """The final residual stream, before the last norm. [position, d_model], of the model's dtype"""
+    return trace.read(f"blocks.{trace.n_layers - 1}.hook_resid_post").detach()
+
+
+@analysis(reads=_STREAM, source="L2 norm of the residual stream after each block", along=1)
 def residual_norms(trace: Trace) -> xr.Dataset:
     """How long the residual stream is at each layer and position.
 
@@ -62,7 +69,7 @@ def residual_norms(trace: Trace) -> xr.Dataset:
     return make_result(trace, residual_norms, {"norm": (["layer", "position"], norms)})
 
 
-@analysis(reads=_STREAM, source="cosine of each layer's residual stream with the final layer's, same position")
+@analysis(reads=_STREAM, source="cosine of each layer's residual stream with the final layer's, same position", along=1)
 def hidden_similarity(trace: Trace) -> xr.Dataset:
     """How much each layer's residual stream already points where the final one does.
 
@@ -112,7 +119,7 @@ def token_similarity(trace: Trace, *, position: int = -1) -> xr.Dataset:
     Cost: one pass over the last layer.
     """
     position = trace.position(position)
-    final = _unit(residual_rows(trace)[-1])
+    final = _unit(final_rows(trace))
     cosine = final @ final[position]
     require_finite(trace, cosine)
     return make_result(trace, token_similarity, {"cosine": (["position"], cosine)}, position=position)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
     from lensplorer.trace import Trace
 
+_ROWS = 256  # positions whose logits are asked for at a time
 _CHUNK = 2**21  # logits at a time in float32: 8 MiB, which stay in cache from one pass to the next
 
 
-@analysis(reads=(), source="Liu et al. 2020 (energy); surprisal and entropy as in Shannon 1948")
+@analysis(reads=(), source="Liu et al. 2020 (energy); surprisal and entropy as in Shannon 1948", along=2)
 def token_scores(trace: Trace, *, temperature: float = 1.0) -> xr.Dataset:
     """How well the model expected each token of the prompt.
 
@@ -53,19 +55,18 @@ def token_scores(trace: Trace, *, temperature: float = 1.0) -> xr.Dataset:
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise AnalysisError(f"temperature must be above 0, got {temperature}.")
-    n, d_vocab = trace.logits.shape
+    n, d_vocab = len(trace), trace.d_vocab
     scores = torch.full((4, n), torch.nan)
-    targets = trace.tokens.to(trace.logits.device)
     step = max(1, _CHUNK // d_vocab)
-    for start in range(1, n, step):
-        stop = min(n, start + step)
-        z = trace.logits[start - 1 : stop - 1].detach().float()  # [chunk, d_vocab]
+    for start, stop, logits in _chunks(trace, n - 1, step):
+        z = logits.float()  # [chunk, d_vocab]
+        targets = trace.tokens[start:stop, None].to(z.device)
         highest = z.amax(-1, keepdim=True)
         shifted = (z - highest).clamp_min_(torch.finfo(z.dtype).min)  # a masked logit of -inf counts as probability 0, not NaN
         exponential = shifted.exp()
         total = exponential.sum(-1)
         log_total = total.log()
-        target = shifted.gather(1, targets[start:stop, None])
+        target = shifted.gather(1, targets)
         scores[0, start:stop] = (target[:, 0] - log_total).cpu()
         scores[1, start:stop] = (1 + (shifted > target).sum(-1, dtype=torch.int32)).float().cpu()
         scores[2, start:stop] = (log_total - torch.linalg.vecdot(exponential, shifted) / total).clamp_min_(0).cpu()
@@ -91,6 +92,15 @@ def token_scores(trace: Trace, *, temperature: float = 1.0) -> xr.Dataset:
         temperature=temperature,
         gauge="logits as given: centred weights would shift the energy" if processed_elsewhere else "the model's own logits",
     )
+
+
+def _chunks(trace: Trace, n: int, step: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """The logits of the first ``n`` positions, a few rows at a time, with the positions of the tokens that they predict."""
+    for first in range(0, n, _ROWS):
+        block = trace.logits_at(first, min(n, first + _ROWS)).detach()
+        for start in range(0, len(block), step):
+            rows = block[start : start + step]
+            yield first + start + 1, first + start + 1 + len(rows), rows
 
 
 @analysis(reads=(), source="softmax of the model's logits; z-score over the vocabulary")
@@ -121,7 +131,7 @@ def next_token(trace: Trace, *, k: int = 30, position: int = -1, search: str | N
     if k < 1:
         raise AnalysisError(f"k must be at least 1, got {k}.")
     position = trace.position(position)
-    z = trace.logits[position].detach().float()  # [d_vocab]
+    z = trace.logits_at(position, position + 1)[0].detach().float()  # [d_vocab]
     probability = z.softmax(-1)
     if bool(probability[0].isnan()):
         check_finite(trace)

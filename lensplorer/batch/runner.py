@@ -216,7 +216,8 @@ class Runner:
                     )
                 options[name] = job.record.fields[value["column"]]
             elif isinstance(value, Mapping) and set(value) == {"predicted"}:
-                options[name] = int(trace.logits[trace.position(int(options.get("position", -1)))].argmax())
+                at = trace.position(int(options.get("position", -1)))
+                options[name] = int(trace.logits_at(at, at + 1).argmax())
         if request.name == "attribution_matrix" and job.start is not None:
             options.setdefault("start", job.start)
         return options

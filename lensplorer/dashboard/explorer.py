@@ -375,7 +375,8 @@ class Explorer:
 
     def best_token(self, source: Source) -> int:
         """The most likely next token at the end of a run."""
-        return int(self.answer(source).logits[-1].argmax())
+        trace = self.answer(source)
+        return int(trace.logits_at(len(trace) - 1, len(trace)).argmax())
 
     @property
     def view(self) -> TokenView:

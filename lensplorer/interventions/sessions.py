@@ -36,9 +36,9 @@ class InterventionSession:
 
         def _require_model(self) -> None: ...
 
-    def _keep_trees(self, reads: Reads, max_bytes: int) -> None:
-        self._reads, self._max_bytes = reads, max_bytes
+    def _keep_trees(self, reads: Reads, max_bytes: int | None) -> None:
         self._plain = TokenTree(self.model, reads=reads, max_bytes=max_bytes)
+        self._reads, self._max_bytes = reads, self._plain.max_bytes
         self._changed: TokenTree | None = None
 
     def read_also(self, reads: Reads) -> None:

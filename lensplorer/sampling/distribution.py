@@ -71,7 +71,14 @@ def sampling_distribution(
     position = trace.position(position)
     history = trace.tokens[: position + 1].tolist()
     return distribution_of(
-        trace, trace.logits[position], history, params=params or DecodingParams(), k=k, n_prompt=n_prompt, constraint=constraint, chosen=chosen
+        trace,
+        trace.logits_at(position, position + 1)[0],
+        history,
+        params=params or DecodingParams(),
+        k=k,
+        n_prompt=n_prompt,
+        constraint=constraint,
+        chosen=chosen,
     )
 
 

@@ -95,7 +95,7 @@ class Served:
         self.model = model
         self.info = model_info(model)
         longest = min(max_tokens, self.info.n_ctx)
-        self._max_bytes = max(_LEAST_BYTES, 2 * longest * bytes_per_token(model, reads=[], length=longest))
+        self._max_bytes = max(_LEAST_BYTES, 2 * longest * bytes_per_token(model))
         self._tokens = 0
         self._tree = self._new_tree()
 
