@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lensplorer.details import LOGITS
 from lensplorer.errors import TraceError
+from lensplorer.locks import model_lock
 from lensplorer.nodes import Node, segments_to
+from lensplorer.pathcache import piece_length
 from lensplorer.replay import Part
+from lensplorer.running import Run
 from lensplorer.segments import beyond_query, is_attention, new_positions, position_axis
 from lensplorer.tokens import token_texts
-from lensplorer.trace import Run, Trace, run_model
+from lensplorer.trace import Trace
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,15 +33,7 @@ if TYPE_CHECKING:
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _VALUES = re.compile(r"blocks\.(\d+)\.attn\.hook_v$")
-_SCORE_BYTES = 2**26  # of one block's attention scores at a time
-_LONGEST_PIECE = 256  # positions; the products gain nothing from more
 _BY_ITSELF = 2  # positions up to which a window has the details of each
-
-
-def piece_length(model: Any, n_sources: int) -> int:
-    """How many positions run at a time where they read so many: a few hundred, fewer where their attention would take much memory."""
-    row = int(model.cfg.n_heads) * max(1, n_sources) * int(model.cfg.dtype.itemsize)
-    return max(1, min(_LONGEST_PIECE, _SCORE_BYTES // row))
 
 
 class Path:
@@ -50,7 +46,8 @@ class Path:
 
     def __init__(self, tree: TokenTree, node: Node) -> None:
         self.tree, self.node = tree, node
-        self._stream = {name: row for row, name in enumerate(tree.stream)}
+        self._stream = {name: row for row, name in enumerate(tree.cache.stream)}
+        self._head_first = tree.cache.head_first
 
     def ids(self, start: int, stop: int) -> list[int]:
         """The tokens at some positions."""
@@ -69,9 +66,9 @@ class Path:
 
     def names(self) -> dict[str, None]:
         """The activations that a run reaches, of those that the tree reads."""
-        if self.tree.reached is None:
-            self.details(self.node)
-        return self.tree.reached or {}
+        if self.tree.details.reached is None:
+            self._details(self.node)
+        return self.tree.details.reached or {}
 
     def activation(self, name: str, start: int, stop: int) -> torch.Tensor:
         """One activation at some positions, in the shape in which the model gives it; attention has sources up to ``stop``.
@@ -81,7 +78,7 @@ class Path:
         """
         row = self._stream.get(name)
         if row is None and name in self.names():
-            row = self.tree.same_as_stream.get(name)
+            row = self.tree.details.same_as_stream.get(name)
         if row is not None:
             return self.stream(row, start, stop)
         if stop - start <= _BY_ITSELF or name not in self.names():  # what a run does not reach, details say so
@@ -94,7 +91,7 @@ class Path:
 
     def stream(self, row: int, start: int, stop: int) -> torch.Tensor:
         """The residual stream entering block ``row``, n_layers the final one; a view where it lies in one piece. [position, d_model]"""
-        self.tree.ensure(self.node)
+        self.tree.cache.ensure(self.node)
         parts = []
         for segment, upto in segments_to(self.node):
             first, last = max(start, segment.start), min(stop, upto)
@@ -103,34 +100,32 @@ class Path:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _detail(self, node: Node, name: str) -> torch.Tensor:
-        found = self.details(node).get(name)
+        found = self._details(node).get(name)
         if found is None:
             raise TraceError(f"This model has the hook {name!r} but does not reach it in a run.")
         return found.clone() if found.is_inference() else found
 
-    def details(self, node: Node) -> dict[str, torch.Tensor]:
+    def _details(self, node: Node) -> dict[str, torch.Tensor]:
         """Every activation that the tree reads, of the position of one node: as its step recorded them, or by a step over it again."""
-        if node.details is None:
-            at = len(node) - 1
-            run = self._run([node.token_id or 0], at, reads=self.tree.reads, part=None)
-            self.tree.keep_details(node, run, at)
-        self.tree.touch_details(node)
-        return node.details or {}
+        known = self.tree.details.of(node)
+        if known is not None:
+            return known
+        return self.tree.details.keep(node, self._run([node.token_id or 0], len(node) - 1, reads=self.tree.reads, part=None))
 
     def _again(self, name: str, start: int, stop: int) -> Iterator[dict[str, torch.Tensor]]:
         """One activation of more positions, piece by piece, by the block that makes it."""
         n_layers = int(self.tree.model.cfg.n_layers)
         found = _BLOCK.match(name)
-        block = int(found[1]) if found else (0 if name in self.tree.before_blocks() else n_layers)
-        if not self.tree.by_block:
+        block = int(found[1]) if found else (0 if name in self.tree.cache.before_blocks else n_layers)
+        if not self.tree.cache.by_block:
             first, last = 0, n_layers
         elif found:
             first, last = block, block + 1
         else:
             first = last = block
         for a, b in self._pieces(start, stop):
-            residual = self.stream(first, a, b)[None] if last > 0 and self.tree.by_block else None
-            part = Part(first, last, residual) if self.tree.by_block or found else None
+            residual = self.stream(first, a, b)[None] if last > 0 and self.tree.cache.by_block else None
+            part = Part(first, last, residual) if self.tree.cache.by_block or found else None
             run = self._run(self.ids(a, b), a, reads=[name], part=part)
             yield {name: self._new(name, value, a, b) for name, value in run.activations.items()}
 
@@ -144,19 +139,18 @@ class Path:
         found = _VALUES.match(name)
         if found is None or self.tree.interventions:
             return None
-        own = self.details(self._nodes(stop - 1, stop)[0]).get(name)
-        held = self.tree.keys_values(self.node, int(found[1]), stop)[1][0].transpose(0, 1)  # [position, kv head, d_head]
+        own = self._details(self._nodes(stop - 1, stop)[0]).get(name)
+        held = self.tree.cache.keys_values(self.node, int(found[1]), stop)[1][0].transpose(0, 1)  # [position, kv head, d_head]
         if own is None or own.shape != held[-1:].shape or not torch.equal(own, held[-1:]):
             return None
         return held[start:stop].clone()
 
     def _run(self, ids: list[int], start: int, *, reads: Any, part: Part | None) -> Run:
-        """The model again over positions whose keys and values the tree holds."""
-        past = self.tree.frozen(self.node, start)
-        return run_model(self.tree.model, torch.tensor([ids]), reads=reads, interventions=self.tree.interventions, past=past, start=start, part=part)
+        with model_lock(self.tree.model):
+            return self.tree.cache.again(self.node, ids, start, reads=reads, part=part)
 
     def _new(self, name: str, value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        return new_positions(name, value[0], stop - start, stop, head_first=self.tree.head_first)
+        return new_positions(name, value[0], stop - start, stop, head_first=self._head_first)
 
     def _join(self, name: str, parts: list[torch.Tensor], n_sources: int) -> torch.Tensor:
         """Consecutive positions of one activation; attention with nothing beyond each query."""
@@ -169,20 +163,20 @@ class Path:
                 joined[:, row : row + part.shape[1], : part.shape[2]] = part
                 row += part.shape[1]
             return joined
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=position_axis(name, parts[0], head_first=self.tree.head_first))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=position_axis(name, parts[0], head_first=self._head_first))
 
     # -- logits --------------------------------------------------------------------------------------------------------------------
 
     def logits(self, start: int, stop: int) -> torch.Tensor:
         """The logits at some positions: those of a step, or the model's end again. [position, d_vocab]"""
         if stop - start == 1:
-            details = self._nodes(start, stop)[0].details
+            details = self.tree.details.of(self._nodes(start, stop)[0])
             if details is not None:
                 return details[LOGITS].clone()
         n_layers = int(self.tree.model.cfg.n_layers)
         pieces = []
         for a, b in self._pieces(start, stop):
-            part = Part(n_layers, n_layers, self.stream(n_layers, a, b)[None]) if self.tree.by_block else None
+            part = Part(n_layers, n_layers, self.stream(n_layers, a, b)[None]) if self.tree.cache.by_block else None
             logits = self._run(self.ids(a, b), a, reads=(), part=part).logits[0]
             pieces.append(logits.clone() if logits.is_inference() else logits)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -214,10 +208,6 @@ class Path:
             about = columns.about
         self.tree.trim(self.node)
         return {name: each[0] if len(each) == 1 else np.concatenate(each) for name, each in parts.items()}, about
-
-
-#: The logits' place among the details of a position: no hook has this name.
-LOGITS = "logits"
 
 
 def _gaps(known: np.ndarray) -> Iterator[tuple[int, int]]:

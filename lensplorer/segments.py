@@ -90,3 +90,13 @@ class Parked:
     def __init__(self, start: int, stop: int, values: KeysValues) -> None:
         self.start, self.stop, self.values = start, stop, values
         self.n_bytes = sum(tensor.nbytes for pair in values for tensor in pair)
+
+    def without(self, start: int, stop: int) -> list[Parked]:
+        """What is left without positions ``start`` to ``stop - 1``."""
+        if self.stop <= start or stop <= self.start:
+            return [self]
+        return [self._rows(a, b) for a, b in ((self.start, start), (stop, self.stop)) if a < b]
+
+    def _rows(self, start: int, stop: int) -> Parked:
+        rows = slice(start - self.start, stop - self.start)
+        return Parked(start, stop, [(keys[:, :, rows].clone(), values[:, :, rows].clone()) for keys, values in self.values])

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from lensplorer.errors import LensplorerError, PromptError, SessionError
 from lensplorer.interventions.sessions import InterventionSession, checked, read_interventions, saved_interventions
 from lensplorer.models import LensModel, model_info
+from lensplorer.running import Intervention, Reads
 from lensplorer.sampling.steps import ChosenToken, SamplingSession, SamplingSettings, holding, read_sampling
 from lensplorer.tokens import Prompt, token_texts
-from lensplorer.trace import Intervention, Reads, Trace, prompt_ids
+from lensplorer.trace import Trace, prompt_ids
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,6 +1,6 @@
 """Long work that can be watched and stopped.
 
-Every analysis that needs more than one run of the model makes them through ``lensplorer.trace.run_model``. It calls ``tick`` before each run, so
+Every analysis that needs more than one run of the model makes them through ``lensplorer.running.run_model``. It calls ``tick`` before each run, so
 whoever started the work can count the runs, or end it by raising ``Cancelled``, without any analysis knowing of it.
 """
 

@@ -27,8 +27,9 @@ from lensplorer.interventions import (
 from lensplorer.interventions.features import Dictionary
 from lensplorer.interventions.values import Reference
 from lensplorer.models import model_info
+from lensplorer.running import run_model
 from lensplorer.stepping import TokenTree
-from lensplorer.trace import run_model, run_trace
+from lensplorer.trace import run_trace
 from tests import tiny
 
 CLEAN = [5, 17, 40, 100, 7, 61]

@@ -15,8 +15,9 @@ from lensplorer.analyses.attribution import attribute
 from lensplorer.analyses.scores import token_scores
 from lensplorer.errors import Cancelled, PromptError
 from lensplorer.models import load_model, model_info
+from lensplorer.running import Hook
 from lensplorer.stepping import Node, TokenTree, bytes_per_token
-from lensplorer.trace import Hook, Trace, run_trace
+from lensplorer.trace import Trace, run_trace
 from lensplorer.watching import watching
 from tests import tiny
 

@@ -7,7 +7,8 @@ import torch
 
 from lensplorer.analyses.base import analysis
 from lensplorer.errors import PromptError, TraceError
-from lensplorer.trace import resolve_reads, run_model, run_trace
+from lensplorer.running import resolve_reads, run_model
+from lensplorer.trace import run_trace
 from tests import tiny
 
 TEXT = "the cat sat"

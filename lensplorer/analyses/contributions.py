@@ -19,8 +19,8 @@ import torch
 from lensplorer.analyses.base import check_finite
 from lensplorer.analyses.unembedding import ROUNDING, Norm, Unembedding, read_norm
 from lensplorer.errors import AnalysisError
+from lensplorer.running import hook_names
 from lensplorer.tokens import token_texts
-from lensplorer.trace import hook_names
 
 if TYPE_CHECKING:
     from lensplorer.trace import Trace

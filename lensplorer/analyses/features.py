@@ -16,13 +16,13 @@ import torch
 
 from lensplorer.analyses.base import analysis, make_result
 from lensplorer.errors import AnalysisError
+from lensplorer.running import run_model
 from lensplorer.saes.audit import check_sae
 from lensplorer.saes.cache import FeatureCache, cache_key, feature_cache
 from lensplorer.saes.codes import Codes, sparse_codes, splice_hooks, zero_hook
 from lensplorer.saes.info import sae_info
 from lensplorer.saes.labels import check_feature, feature_labels, neuronpedia_url
 from lensplorer.saes.site import Site
-from lensplorer.trace import run_model
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -20,14 +20,15 @@ from lensplorer.analyses.attention import PATTERN_READS, head_labels, rows_at, w
 from lensplorer.analyses.base import analysis, make_result
 from lensplorer.errors import AnalysisError
 from lensplorer.models import LensModel, model_info
-from lensplorer.trace import Trace, make_trace, run_model
+from lensplorer.running import run_model
+from lensplorer.trace import Trace, make_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import xarray as xr
 
-    from lensplorer.trace import Intervention
+    from lensplorer.running import Intervention
 
 _LONGEST = 50
 _FEWEST_FOR_UMAP = 5  # below this its neighbour graph is complete and says nothing

@@ -9,8 +9,9 @@ from typing import TypeAlias
 import torch
 
 from lensplorer.errors import AnalysisError
+from lensplorer.running import Hook
 from lensplorer.tokens import token_text
-from lensplorer.trace import Hook, Trace
+from lensplorer.trace import Trace
 
 _UNEMBED_INPUT = "unembed.hook_in"
 

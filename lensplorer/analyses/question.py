@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from lensplorer.errors import AnalysisError, TraceError
-from lensplorer.trace import EMBEDDING_HOOK, Hook, Trace, run_model
+from lensplorer.running import EMBEDDING_HOOK, Hook, run_model
+from lensplorer.trace import Trace
 
 OBJECTIVES = ("logit", "log_prob", "prob")
 BASELINES = ("zero", "mean", "pad")

@@ -14,8 +14,9 @@ import torch
 
 from lensplorer.errors import TraceError
 from lensplorer.models import LensModel, model_info
+from lensplorer.running import Run, run_model
 from lensplorer.segments import is_attention, position_axis
-from lensplorer.trace import Run, Trace, make_trace, run_model
+from lensplorer.trace import Trace, make_trace
 
 #: Memory for the logits and activations of one pass. Larger passes gain nothing on a CPU.
 _PASS_BYTES = 2**29

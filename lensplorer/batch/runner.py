@@ -24,9 +24,10 @@ from lensplorer.formats.attributions import attributions
 from lensplorer.formats.tables import arrow_of
 from lensplorer.formats.tokenlens import to_tokenlens
 from lensplorer.models import load_model, model_info
+from lensplorer.running import resolve_reads, run_model
 from lensplorer.stepping import TokenTree
 from lensplorer.tokens import token_texts
-from lensplorer.trace import Trace, make_trace, prompt_ids, resolve_reads, run_model, run_trace
+from lensplorer.trace import Trace, make_trace, prompt_ids, run_trace
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -31,11 +31,12 @@ from lensplorer.dashboard.state import PageState
 from lensplorer.dashboard.worker import TURNS
 from lensplorer.errors import LensplorerError, PromptError, SessionError
 from lensplorer.models import LensModel
+from lensplorer.running import run_model
 from lensplorer.sampling.params import DecodingParams
 from lensplorer.sampling.steps import STOP_REASONS
 from lensplorer.session import Session
 from lensplorer.tokens import token_text, visible
-from lensplorer.trace import prompt_ids, run_model
+from lensplorer.trace import prompt_ids
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 
 from lensplorer.errors import AnalysisError, TraceError, did_you_mean
 from lensplorer.models import LensModel, model_info
-from lensplorer.trace import hook_names, run_model
+from lensplorer.running import hook_names, run_model
 
 _PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result", "hook_pattern", "hook_attn_scores")
 

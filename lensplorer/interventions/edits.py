@@ -11,8 +11,9 @@ from lensplorer.errors import AnalysisError, did_you_mean
 from lensplorer.interventions.checks import check_hook, check_layer, check_writes
 from lensplorer.interventions.values import ALL, HeadsLike, Positions, PositionsLike, Reference, as_heads, edit, index, option, where
 from lensplorer.models import LensModel
+from lensplorer.running import Hook
 from lensplorer.segments import is_attention
-from lensplorer.trace import Hook, Trace
+from lensplorer.trace import Trace
 
 ABLATIONS = ("zero", "mean", "resample")
 

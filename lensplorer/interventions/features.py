@@ -15,7 +15,7 @@ from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_editable
 from lensplorer.interventions.values import ALL, Positions, PositionsLike, index, where
 from lensplorer.models import LensModel
-from lensplorer.trace import Hook
+from lensplorer.running import Hook
 
 _SAMPLED_ROWS = 64
 

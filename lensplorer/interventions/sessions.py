@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from lensplorer.errors import PromptError, SessionError
 from lensplorer.interventions.saving import from_dict, to_dict
 from lensplorer.models import LensModel
+from lensplorer.running import Intervention, Reads, resolve_reads
 from lensplorer.stepping import TokenTree
-from lensplorer.trace import Intervention, Reads, Trace, resolve_reads
+from lensplorer.trace import Trace
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -12,7 +12,7 @@ from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_layer
 from lensplorer.interventions.values import ALL, Positions, PositionsLike, Reference, edit, index, option, where
 from lensplorer.models import LensModel
-from lensplorer.trace import Hook
+from lensplorer.running import Hook
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,9 +15,10 @@ import torch
 from lensplorer.errors import AnalysisError, TraceError
 from lensplorer.interventions.checks import check_editable, check_heads
 from lensplorer.models import LensModel, model_info
+from lensplorer.running import Hook, Intervention, run_model
 from lensplorer.segments import is_attention, position_axis
 from lensplorer.tokens import visible
-from lensplorer.trace import Hook, Intervention, Trace, prompt_ids, run_model
+from lensplorer.trace import Trace, prompt_ids
 
 #: A part of an activation, [batch, chosen position, ...] or [batch, chosen position, chosen head, ...], and its absolute positions →
 #: what stands in its place.

@@ -19,8 +19,8 @@ from lensplorer.errors import SAEError
 from lensplorer.saes.info import sae_info
 
 if TYPE_CHECKING:
+    from lensplorer.running import Hook
     from lensplorer.saes.site import Site
-    from lensplorer.trace import Hook
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 

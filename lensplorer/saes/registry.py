@@ -130,8 +130,8 @@ def search_saes(text: str = "", *, model: LensModel | None = None) -> pd.DataFra
 
 def _fits(found: pd.DataFrame, model: LensModel) -> list[str]:
     from lensplorer.models import model_info
+    from lensplorer.running import hook_names
     from lensplorer.saes.audit import same_model
-    from lensplorer.trace import hook_names
 
     name, hooks = model_info(model).name, hook_names(model)
     same = {other: same_model(other, name) for other in found.model.unique()}

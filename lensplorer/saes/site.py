@@ -23,8 +23,8 @@ import torch
 from lensplorer.analyses.unembedding import read_norm
 from lensplorer.errors import SAEError, did_you_mean
 from lensplorer.models import model_info
+from lensplorer.running import hook_names
 from lensplorer.saes.info import sae_info
-from lensplorer.trace import hook_names
 
 if TYPE_CHECKING:
     from lensplorer.models import LensModel

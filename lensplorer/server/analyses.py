@@ -19,6 +19,7 @@ from lensplorer.analyses.metrics import Metric
 from lensplorer.errors import SAEError
 from lensplorer.interventions.saving import from_dict
 from lensplorer.interventions.sessions import checked
+from lensplorer.running import Intervention, Reads
 from lensplorer.saes import load_sae, sae_reads
 from lensplorer.saes.registry import BUILT_IN, built_in_ids
 from lensplorer.sampling.grammars import Constraint
@@ -28,7 +29,7 @@ from lensplorer.server.models import Served
 from lensplorer.server.requests import LEFT_OUT, Interventions, Name, RunBody, SAEBody, request_model
 from lensplorer.server.schemas import Body
 from lensplorer.server.settings import ServerSettings
-from lensplorer.trace import Intervention, Reads, Trace, prompt_ids, run_trace
+from lensplorer.trace import Trace, prompt_ids, run_trace
 
 if TYPE_CHECKING:
     import xarray as xr

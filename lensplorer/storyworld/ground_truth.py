@@ -81,7 +81,7 @@ def tensors(model: Any, found: Sequence[Case]) -> Batch:
 
 
 def _run(model: Any, tokens: torch.Tensor, *, reads: Sequence[str] = (), hooks: Sequence[tuple[str, HookFunction]] = ()) -> Any:
-    from lensplorer.trace import run_model
+    from lensplorer.running import run_model
 
     return run_model(model, tokens, reads=reads, hooks=hooks)
 

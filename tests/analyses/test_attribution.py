@@ -9,7 +9,8 @@ import torch
 from lensplorer.analyses.attribution import CAPTUM_METHODS, METHODS, UNSIGNED, attribute, attribution_matrix
 from lensplorer.analyses.question import baseline_embedding
 from lensplorer.errors import AnalysisError, TokenError, TraceError
-from lensplorer.trace import run_model, run_trace
+from lensplorer.running import run_model
+from lensplorer.trace import run_trace
 from tests import tiny
 
 IDS = [5, 9, 30, 31, 200, 17, 44, 60, 61, 62]

@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 from lensplorer.analyses.attribution import attribute
 from lensplorer.analyses.faithfulness import attribution_agreement, faithfulness_curves, rank_correlation
 from lensplorer.errors import AnalysisError
-from lensplorer.trace import run_model, run_trace
+from lensplorer.running import run_model
+from lensplorer.trace import run_trace
 
 IDS = [5, 9, 30, 31, 200, 17, 44]
 

@@ -8,7 +8,8 @@ import torch
 
 from lensplorer.analyses.heads import head_clusters, head_scores
 from lensplorer.errors import AnalysisError
-from lensplorer.trace import run_model, run_trace
+from lensplorer.running import run_model
+from lensplorer.trace import run_trace
 
 IDS = [5, 9, 30, 31, 200, 17, 44, 60, 61, 62, 63, 64, 65]
 

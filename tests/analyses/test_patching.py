@@ -17,7 +17,8 @@ from lensplorer.analyses.patching import (
 from lensplorer.analyses.residual import residual_decomposition
 from lensplorer.errors import AnalysisError, Cancelled, PromptError, TokenError, TraceError
 from lensplorer.interventions import ablate_attention, ablate_head, ablate_mlp, patch, steer
-from lensplorer.trace import run_model, run_trace
+from lensplorer.running import run_model
+from lensplorer.trace import run_trace
 
 CLEAN, CORRUPT = [5, 17, 40, 100, 7, 61], [5, 17, 41, 100, 7, 61]
 METRIC = (20, 30)

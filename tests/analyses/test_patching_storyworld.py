@@ -9,9 +9,10 @@ import torch
 from lensplorer.analyses.heads import head_scores
 from lensplorer.analyses.patching import activation_patching, attribution_patching, confirm_patching
 from lensplorer.interventions import ablate_head, knock_out_attention, steer
+from lensplorer.running import run_model
 from lensplorer.storyworld.cases import cases
 from lensplorer.storyworld.ground_truth import findings
-from lensplorer.trace import run_model, run_trace
+from lensplorer.trace import run_trace
 
 COUNT = 24  # as many cases as the ground truth was measured on
 

@@ -8,7 +8,8 @@ import torch
 from lensplorer.batch import forward
 from lensplorer.batch.forward import forward_all, groups, padding_is_safe, run_padded, trace_of_row
 from lensplorer.errors import TraceError
-from lensplorer.trace import Run, resolve_reads, run_trace
+from lensplorer.running import Run, resolve_reads
+from lensplorer.trace import run_trace
 from tests import tiny
 
 PROMPTS = [[5, 9, 12, 7, 31, 40, 8, 9, 5, 12, 77], [5, 9, 3], [100], [44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55]]

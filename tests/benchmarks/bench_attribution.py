@@ -75,7 +75,8 @@ def bench(n_tokens: int, repeats: int, clock: Callable[[], float]) -> None:
     from captum.attr import LayerIntegratedGradients
 
     from lensplorer.analyses.attribution import attribute
-    from lensplorer.trace import make_trace, run_model
+    from lensplorer.running import run_model
+    from lensplorer.trace import make_trace
 
     model = random_gpt2()
     tokens = torch.randint(50257, (n_tokens,), generator=torch.Generator().manual_seed(1))

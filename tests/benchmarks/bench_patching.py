@@ -18,7 +18,7 @@ import torch
 import lensplorer as lp
 from lensplorer.analyses.metrics import measure
 from lensplorer.analyses.patching import _batch_size
-from lensplorer.trace import run_model
+from lensplorer.running import run_model
 
 REQUIRED = 1.2
 CLEAN = "When Peter and Lucy went to the library, Peter gave the kite to"

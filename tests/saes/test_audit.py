@@ -11,9 +11,10 @@ import torch
 from lensplorer.analyses.features import feature_activations, splice_fidelity
 from lensplorer.errors import SAEError
 from lensplorer.models import load_model, model_info
+from lensplorer.running import run_model
 from lensplorer.saes import FeatureCache, audit_sae, check_sae, find_site, model_for_sae, sae_reads
 from lensplorer.saes.audit import same_model
-from lensplorer.trace import run_model, run_trace
+from lensplorer.trace import run_trace
 from tests.saes import tiny_saes
 
 PROMPT = "the cat sat on the mat and the dog ran"

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lensplorer.interventions import ablate_feature, clamp_feature, scale_feature
+from lensplorer.running import run_model
 from lensplorer.saes import encode_and_decode, find_site, load_sae
-from lensplorer.trace import run_model, run_trace
+from lensplorer.trace import run_trace
 from tests.saes import tiny_saes
 
 PROMPT = "the cat sat on the mat"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lensplorer.errors import SAEError
+from lensplorer.running import run_model
 from lensplorer.saes import feature_labels, load_sae, neuronpedia_url, sae_info
 from lensplorer.tokens import token_texts
-from lensplorer.trace import run_model
 from tests.saes import tiny_saes
 
 

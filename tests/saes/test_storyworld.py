@@ -12,10 +12,11 @@ import torch
 
 from lensplorer.analyses.features import cross_layer_features, feature_activations, splice_fidelity
 from lensplorer.interventions import ablate_feature
+from lensplorer.running import run_model
 from lensplorer.saes import FeatureCache, audit_sae, check_sae, encode, feature_labels, load_sae, load_sae_config, sae_ids, sae_info, sae_reads
 from lensplorer.storyworld import grammar
 from lensplorer.storyworld.cases import PHENOMENA, cases
-from lensplorer.trace import prompt_ids, run_model, run_trace
+from lensplorer.trace import prompt_ids, run_trace
 
 IDS = sae_ids("storyworld")
 

@@ -1,0 +1,87 @@
+"""What a run will take of memory, known before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lensplorer.errors import TraceError
+from lensplorer.memory import free_bytes, readable
+from lensplorer.models import LensModel
+from lensplorer.segments import is_attention
+
+_UNCHECKED = 256  # tokens: a run over fewer is always made
+_LIVE_SCORES = 5  # copies of one block's attention scores while it runs: raw, scaled, masked, softmax, and one in the making
+_LIVE_ROWS = 8  # and of its widest activation
+_GRAPH_SCORES, _GRAPH_ROWS = 4, 24  # what the graph keeps of each block: scores and their softmax; rows of d_model, those of the MLP counted beside
+
+
+def read_bytes(model: LensModel, name: str, n: int) -> int:
+    """Bytes of one recorded activation of ``n`` positions."""
+    cfg = model.cfg
+    size = int(cfg.dtype.itemsize)
+    if is_attention(name):
+        return int(cfg.n_heads) * n * n * size
+    return n * _width(cfg, name) * size
+
+
+def _width(cfg: Any, name: str) -> int:
+    """Numbers per position; where the name does not tell, those of the residual stream."""
+    if name.endswith(("hook_scale", "hook_cos", "hook_sin")):
+        return 1
+    if ".mlp." in name and name.endswith(("hook_pre", "hook_pre_linear", "hook_post", "hook_in", "hook_out")):
+        return int(getattr(cfg, "d_mlp", 0) or cfg.d_model)
+    if name.endswith(("hook_k", "hook_v")):
+        return int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * int(cfg.d_head)
+    if name.endswith(("hook_q", "hook_z")):
+        return int(cfg.n_heads) * int(cfg.d_head)
+    if name.endswith("hook_result"):
+        return int(cfg.n_heads) * int(cfg.d_model)
+    return int(cfg.d_model)
+
+
+def run_bytes(model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_past: int = 0, gradients: bool = False) -> int:
+    """About what one run takes at its peak, beside the model.
+
+    Args:
+        batch, n: rows, and tokens of each.
+        reads: the activations recorded.
+        n_past: positions in a key-value cache before them.
+        gradients: whether the graph is kept.
+    """
+    cfg = model.cfg
+    size, d_model, n_layers = int(cfg.dtype.itemsize), int(cfg.d_model), int(cfg.n_layers)
+    d_mlp = int(getattr(cfg, "d_mlp", 0) or d_model)
+    scores = int(cfg.n_heads) * n * (n + n_past) * size
+    rows = n * max(d_mlp, d_model) * size
+    kept = sum(read_bytes(model, name, n) if not is_attention(name) else scores for name in reads)
+    if gradients:
+        kept += n_layers * (_GRAPH_SCORES * scores + n * (_GRAPH_ROWS * d_model + 4 * d_mlp) * size)
+    return batch * (kept + _LIVE_SCORES * scores + _LIVE_ROWS * rows + n * int(cfg.d_vocab) * size * (3 if gradients else 1))
+
+
+def require_memory(
+    model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_past: int = 0, gradients: bool = False, logits: bool = True
+) -> None:
+    """Refuse a run that would take more memory than is free. Arguments as ``run_bytes``.
+
+    Raises:
+        TraceError: saying what it would take, what is free, and what to do.
+    """
+    if batch * n <= _UNCHECKED:
+        return
+    reads = list(reads)
+    needed = run_bytes(model, batch, n, reads, n_past=n_past, gradients=gradients)
+    free = free_bytes(model.cfg.device)
+    if needed <= free:
+        return
+    less = run_bytes(model, batch, n, [name for name in reads if not is_attention(name)], n_past=n_past, gradients=gradients)
+    if gradients:
+        advice = "The graph of a shorter text fits, and methods without gradients take less."
+    elif less <= free:
+        advice = f"Without the attention patterns it takes {readable(less)}: name what to read, reads=[...]."
+    else:
+        advice = "Shorten the text; a Session runs it in pieces, and makes again what is looked at."
+    what = f"{batch} × {n:,}" if batch > 1 else f"{n:,}"
+    graph = " with gradients" if gradients else ""
+    raise TraceError(f"One run over {what} tokens{graph} takes about {readable(needed)} of memory, and {readable(free)} are free. {advice}")
