@@ -21,6 +21,8 @@ pytest:
 
 bench: install-test
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python -W ignore $$file || exit 1; done
+	@for name in stepping opening dashboard analyses attribution; do \
+		echo "== $$name, SmolLM2's shape"; $(BIN)/python -W ignore tests/benchmarks/bench_$$name.py --shape smollm2 || exit 1; done
 
 # What takes an installation or processes of its own, once a week: the real Inseq, Ray actors, and twenty kills of a batch.
 peers: install-test

@@ -1,6 +1,6 @@
-"""How long the analyses take, as ratios to Hugging Face's plain forward pass in the same run, on a random GPT-2 of 124 M parameters.
+"""How long the analyses take, as ratios to Hugging Face's plain forward pass in the same run.
 
-    python tests/benchmarks/bench_analyses.py [--tokens 128 512] [--rounds 7] [--threads 2] [--cpu]
+    python tests/benchmarks/bench_analyses.py [--shape gpt2] [--tokens 128 512] [--rounds 7] [--threads 2] [--cpu]
 
 Prints a table: medians, and each target beside what was measured. Rounds are interleaved, so that a busy machine slows both sides alike; on a
 very busy one, ``--cpu --threads 1`` counts the processor's time instead of the clock's.
@@ -19,23 +19,13 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script: the tiny tokenizer is in tests
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script: the other benchmarks are in tests
+
+from tests.benchmarks import shapes
 
 Calls = dict[str, Callable[[], Any]]
 
-
-def build(folder: Path) -> tuple[Any, Any]:
-    """The model in lensplorer, and in Hugging Face with its own defaults."""
-    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
-
-    import lensplorer as lp
-    from tests import tiny
-
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
-    return lp.load_model(str(folder), backend="hooked"), plain
+TOKENS = {"gpt2": [128, 512], "smollm2": [128, 512], "qwen2.5-0.5b": [128]}
 
 
 def measure(calls: Calls, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
@@ -109,7 +99,8 @@ def bench(model: Any, plain: Any, n: int, rounds: int, clock: Callable[[], float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 512])
+    shapes.shape_argument(parser)
+    parser.add_argument("--tokens", type=int, nargs="+", help="default: 128 512; of qwen2.5-0.5b 128")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu", action="store_true", help="processor time of this process in place of the clock")
@@ -117,11 +108,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.cpu else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
-        model, plain = build(Path(folder))
-    for n in arguments.tokens:
+        model, plain = shapes.build(arguments.shape, Path(folder))
+    for n in arguments.tokens or TOKENS[arguments.shape]:
         times = bench(model, plain, n, arguments.rounds, clock)
         forward = times["Hugging Face forward"]
-        print(f"\n{n} tokens, {arguments.threads} threads, medians of {arguments.rounds}, {'processor' if arguments.cpu else 'clock'} time")
+        clock_name = "processor" if arguments.cpu else "clock"
+        print(f"\n{arguments.shape}, {n} tokens, {arguments.threads} threads, medians of {arguments.rounds}, {clock_name} time")
         for name, seconds in times.items():
             print(f"  {name:28s} {1e3 * seconds:9.1f} ms  {seconds / forward:7.3f} x forward")
         for name, ratio, target in (

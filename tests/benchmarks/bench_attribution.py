@@ -1,50 +1,30 @@
-"""Integrated gradients against Captum's at its defaults, in one run, on a random GPT-2 of 124 M parameters.
+"""Integrated gradients against Captum's at its defaults, in one run.
 
-    python tests/benchmarks/bench_attribution.py [--tokens 128] [--repeats 3] [--threads 2] [--cpu]
+    python tests/benchmarks/bench_attribution.py [--shape gpt2] [--tokens 128] [--repeats 3] [--threads 2] [--cpu]
 
 Run by ``make bench``. Must hold: our time <= 0.5 x Captum's, with a completeness of 1 % or better. Captum holds the graph of
-all its 50 steps at once: about 10 GB.
+all its 50 steps at once: about 10 GB for 128 tokens of GPT-2's shape.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script: the other benchmarks are in tests
 
-def random_gpt2(seed: int = 0) -> Any:
-    """A HookedTransformer of GPT-2's shape, weights drawn as GPT-2 initialises them, as ``load_model`` lays them out."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+from tests.benchmarks import shapes
 
-    from lensplorer.backends import lay_out_weights
-
-    cfg = HookedTransformerConfig(
-        n_layers=12, d_model=768, n_heads=12, d_head=64, d_mlp=3072, n_ctx=1024, d_vocab=50257, act_fn="gelu_new",
-        normalization_type="LN", seed=seed, device="cpu", default_prepend_bos=False,
-    )  # fmt: skip
-    model = HookedTransformer(cfg).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    lay_out_weights(model)
-    model.tokenizer = Numbers()
-    return model
-
-
-class Numbers:
-    """Stands for the tokenizer that a random model does not have: each token's text is its number."""
-
-    added_tokens_decoder = range(50257)
-    padding_side = "right"
-    bos_token_id = pad_token_id = 50256
-
-    def convert_ids_to_tokens(self, token_id: int) -> str:
-        return str(token_id)
+TOKENS = {"gpt2": [128], "smollm2": [64], "qwen2.5-0.5b": [32]}
 
 
 def seconds(function: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> float:
@@ -59,18 +39,21 @@ def seconds(function: Callable[[], Any], repeats: int, clock: Callable[[], float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[128])
+    shapes.shape_argument(parser)
+    parser.add_argument("--tokens", type=int, nargs="+", help="default: 128; of smollm2 64, of qwen2.5-0.5b 32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--cpu", action="store_true", help="processor time of this process in place of the clock")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    for n_tokens in options.tokens:
-        bench(n_tokens, options.repeats, time.process_time if options.cpu else time.perf_counter)
+    with tempfile.TemporaryDirectory() as folder:
+        model, _ = shapes.build(options.shape, Path(folder))
+    for n_tokens in options.tokens or TOKENS[options.shape]:
+        bench(model, options.shape, n_tokens, options.repeats, time.process_time if options.cpu else time.perf_counter)
 
 
-def bench(n_tokens: int, repeats: int, clock: Callable[[], float]) -> None:
+def bench(model: Any, shape: str, n_tokens: int, repeats: int, clock: Callable[[], float]) -> None:
     warnings.simplefilter("ignore")
     from captum.attr import LayerIntegratedGradients
 
@@ -78,8 +61,7 @@ def bench(n_tokens: int, repeats: int, clock: Callable[[], float]) -> None:
     from lensplorer.running import run_model
     from lensplorer.trace import make_trace
 
-    model = random_gpt2()
-    tokens = torch.randint(50257, (n_tokens,), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(int(model.cfg.d_vocab), (n_tokens,), generator=torch.Generator().manual_seed(1))
     logits = run_model(model, tokens[None]).logits[0]
     target = int(logits[-1].argmax())
     trace = make_trace(model, tokens, logits, {})
@@ -101,7 +83,7 @@ def bench(n_tokens: int, repeats: int, clock: Callable[[], float]) -> None:
     moved = float(result.attrs["value"]) - float(result.attrs["baseline_value"])
     completeness, steps = float(result.attrs["completeness"]), result.attrs["steps"]
     off = float(found["captum"][1].abs())
-    print(f"integrated gradients, GPT-2 124 M, {n_tokens} tokens, {torch.get_num_threads()} threads")
+    print(f"integrated gradients, {shape}, {n_tokens} tokens, {torch.get_num_threads()} threads")
     print(f"{'':12s} {'seconds':>8s} {'steps':>6s} {'|Σ - ΔF|':>10s} {'completeness':>13s}")
     print(f"{'lensplorer':12s} {our_time:8.2f} {steps:6d} {abs(moved) * completeness:10.2e} {completeness:13.2%}")
     print(f"{'captum':12s} {captum_time:8.2f} {50:6d} {off:10.2e}")

@@ -1,6 +1,6 @@
-"""How many prompts a second a batch does, as a ratio to Hugging Face's bare batched forward pass in the same run, on a random GPT-2 of 124 M.
+"""How many prompts a second a batch does, as a ratio to Hugging Face's bare batched forward pass in the same run.
 
-    python tests/benchmarks/bench_batch.py [--prompts 64] [--rounds 3] [--threads 2] [--cpu]
+    python tests/benchmarks/bench_batch.py [--shape gpt2] [--prompts 64] [--rounds 3] [--threads 2] [--cpu]
 
 Both sides run the same prompts in the same groups, sorted by length and padded at the right. Hugging Face's side computes logits and keeps nothing;
 this one also makes a trace of each prompt, runs the analyses and writes Parquet. Rounds are
@@ -27,7 +27,8 @@ import lensplorer as lp
 from lensplorer.batch.forward import groups, tokens_per_pass
 from lensplorer.batch.plan import make_plan
 from lensplorer.batch.runner import Runner
-from tests.benchmarks.bench_analyses import build, measure
+from tests.benchmarks import shapes
+from tests.benchmarks.bench_analyses import measure
 
 CASES = {
     "token_scores": ["token_scores"],
@@ -67,6 +68,7 @@ def bench(model: Any, plain: Any, name: str, folder: Path, prompts: list[list[in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shapes.shape_argument(parser)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
@@ -80,8 +82,9 @@ def main() -> None:
     prompts = [torch.randint(4, 300, (length,), generator=generator).tolist() for length in lengths]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, plain = build(folder / "model")
-        print(f"{torch.get_num_threads()} threads, {'processor' if options.cpu else 'clock'} time; {options.prompts} prompts of 16 to 96 tokens")
+        model, plain = shapes.build(options.shape, folder / "model")
+        clock_name = "processor" if options.cpu else "clock"
+        print(f"{options.shape}, {torch.get_num_threads()} threads, {clock_name} time; {options.prompts} prompts of 16 to 96 tokens")
         print(f"{'prompts a second':42s} {'bare HF':>10} {'batch':>10} {'ratio':>6}")
         ratios = [bench(model, plain, case, folder, prompts, options.rounds, clock) for case in CASES]
     print(f"target: throughput >= 0.7 x bare Hugging Face; measured {min(ratios):.2f} at least")

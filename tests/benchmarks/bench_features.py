@@ -1,6 +1,6 @@
-"""How long SAE features take, against the model's plain forward pass in the same run: GPT-2's shape, 24,576 features, 128 tokens.
+"""How long SAE features take, against the model's plain forward pass in the same run: 24,576 features, 128 tokens.
 
-    python tests/benchmarks/bench_features.py [--tokens 128] [--d-sae 24576] [--rounds 7] [--cpu]
+    python tests/benchmarks/bench_features.py [--shape gpt2] [--tokens 128] [--d-sae 24576] [--rounds 7] [--cpu]
 
 Prints the medians and each target beside what was measured, and exits with 1 when one is missed. The two sides take turns, so that a busy
 machine slows both alike; ``--cpu`` counts the processor's time instead of the clock's.
@@ -12,69 +12,51 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script: the tiny tokenizer is in tests
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script: the other benchmarks are in tests
 
-HOOK = "blocks.8.hook_resid_pre"
+import lensplorer as lp
+from tests.benchmarks import shapes
+from tests.benchmarks.bench_analyses import measure
+
 WHOLE_TARGET, REVISIT_TARGET_MS = 1.5, 5.0
 
 
-def build(folder: Path, d_sae: int) -> tuple[Any, Any, Any]:
-    """A random GPT-2 of 124 M parameters in lensplorer and in Hugging Face, and a random SAE of which some tens of features fire."""
-    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
-
-    import lensplorer as lp
-    from tests import tiny
+def build(shape: str, folder: Path, d_sae: int) -> tuple[Any, Any, Any]:
+    """The model in lensplorer and in Hugging Face, and a random SAE at two thirds of its depth, of which some tens of features fire."""
     from tests.saes import tiny_saes
 
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
-    model = lp.load_model(str(folder), backend="hooked")
-    config = {"architecture": "standard", "d_in": 768, "d_sae": d_sae, "apply_b_dec_to_input": True, "normalize_activations": "none"}
-    config["metadata"] = {"hook_name": HOOK, "model_name": lp.model_info(model).name, "prepend_bos": True, "context_size": 1024}
+    model, plain = shapes.build(shape, folder)
+    hook = f"blocks.{2 * model.cfg.n_layers // 3}.hook_resid_pre"
+    config = {"architecture": "standard", "d_in": model.cfg.d_model, "d_sae": d_sae, "apply_b_dec_to_input": True, "normalize_activations": "none"}
+    config["metadata"] = {"hook_name": hook, "model_name": lp.model_info(model).name, "prepend_bos": True, "context_size": 1024}
     tiny_saes.sae_lens()
     from sae_lens import SAE
 
     sae = SAE.from_dict(config).eval().requires_grad_(False)
-    activation = lp.run_trace(model, list(range(4, 68)), reads=[HOOK])[HOOK]
+    activation = lp.run_trace(model, list(range(4, 68)), reads=[hook])[hook]
     before = activation @ sae.W_enc
     sae.b_enc.data.fill_(-float(before.flatten().kthvalue(int(before.numel() * (1 - 50 / d_sae))).values))  # L0 about 50
     return model, plain, sae
 
 
-def measure(calls: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds + 1):
-        for name, call in calls.items():
-            start = clock()
-            call()
-            if round_ > 0:  # the first warms up
-                seconds[name].append(clock() - start)
-    return {name: median(values) for name, values in seconds.items()}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    shapes.shape_argument(parser)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--d-sae", type=int, default=24_576)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cpu", action="store_true", help="count processor time")
     options = parser.parse_args()
 
-    import lensplorer as lp
     from lensplorer.saes import FeatureCache
 
     with tempfile.TemporaryDirectory() as folder:
-        model, plain, sae = build(Path(folder) / "gpt2", options.d_sae)
+        model, plain, sae = build(options.shape, Path(folder) / "model", options.d_sae)
         ids = [0, *torch.randint(4, 300, (options.tokens - 1,), generator=torch.Generator().manual_seed(1)).tolist()]
         reads = lp.sae_reads(model, sae)
         no_cache, cache = FeatureCache(memory_bytes=0, disk_bytes=0), FeatureCache(Path(folder) / "features")
@@ -103,7 +85,7 @@ def main() -> int:
         revisit = 1000 * max(seconds["revisit, memory"], seconds["revisit, disk"])
         print(f"trace and features / plain forward: {ratio:.2f}  (target {WHOLE_TARGET})")
         print(f"revisit: {revisit:.2f} ms  (target {REVISIT_TARGET_MS})")
-        print(f"L0 {whole().attrs['l0']:.0f} of {options.d_sae} features, {options.tokens} tokens")
+        print(f"L0 {whole().attrs['l0']:.0f} of {options.d_sae} features, {options.shape}, {options.tokens} tokens")
         return int(ratio > WHOLE_TARGET or revisit > REVISIT_TARGET_MS)
 
 

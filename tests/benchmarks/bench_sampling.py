@@ -1,6 +1,6 @@
-"""How long choosing a token takes, beside one cached step of a random GPT-2 of 124 M parameters (Hugging Face, the faster reference).
+"""How long choosing a token takes, beside one cached step of Hugging Face's model.
 
-    python tests/benchmarks/bench_sampling.py [--rounds 30] [--threads 2] [--cpu]
+    python tests/benchmarks/bench_sampling.py [--shape gpt2] [--rounds 30] [--threads 2] [--cpu]
 
 Targets: the whole pipeline, every stage on, over a vocabulary of 151,936, at most 10 % of the step; a constraint mask over that vocabulary at
 most 1 ms. Rounds are interleaved, so that a busy machine slows both sides alike; on a very busy one, ``--cpu --threads 1`` counts the
@@ -10,24 +10,29 @@ processor's time instead of the clock's.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
-from statistics import median
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script: the other benchmarks are in tests
+
+from tests.benchmarks import shapes
+from tests.benchmarks.bench_analyses import measure
+
 D_VOCAB = 151_936
 N_PAST = 128
 
 
-def cached_step() -> Callable[[], Any]:
+def cached_step(shape: str) -> Callable[[], Any]:
     """One token after 128 others."""
-    from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+    from transformers import DynamicCache
 
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config()).eval()
+    model = shapes.plain_model(shape)
     cache = DynamicCache()
 
     @torch.inference_mode()
@@ -100,28 +105,17 @@ def mask_call() -> Callable[[], Any]:
     return mask
 
 
-def measure(calls: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds + 3):
-        for name, call in calls.items():
-            start = clock()
-            call()
-            if round_ >= 3:  # the first ones warm up
-                seconds[name].append(clock() - start)
-    return {name: median(values) for name, values in seconds.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shapes.shape_argument(parser)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu", action="store_true", help="processor time instead of the clock's")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu else time.perf_counter
-    step = "cached step, 124 M"
-    seconds = measure({step: cached_step(), **pipeline_calls(), "constraint mask": mask_call()}, options.rounds, clock)
+    step = f"cached step, {options.shape}"
+    seconds = measure({step: cached_step(options.shape), **pipeline_calls(), "constraint mask": mask_call()}, options.rounds, clock)
     print(f"vocabulary {D_VOCAB:,}; {options.threads} threads; {'processor' if options.cpu else 'clock'} time; median of {options.rounds}")
     for name, value in seconds.items():
         print(f"{name:24} {1e3 * value:8.3f} ms {100 * value / seconds[step]:7.1f} % of the step")

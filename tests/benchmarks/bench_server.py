@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_server.py --clients 50 --seconds 60
 
 Each client steps a story of its own, asks for previews, attributions and analyses in between, and begins anew after some tokens. One that is told
-429 comes again after a moment.
+429 comes again after a moment. The model is the built-in one, since the server is measured: behind a larger model it would only wait longer.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ async def run(url: str, pid: int, clients: int, seconds: float) -> tuple[Counter
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=15)
     given = parser.parse_args()
