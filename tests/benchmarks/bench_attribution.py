@@ -22,7 +22,7 @@ def random_gpt2(seed: int = 0) -> Any:
     """A HookedTransformer of GPT-2's shape, weights drawn as GPT-2 initialises them, as ``load_model`` lays them out."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    from lensplorer.backends import lay_out_weights
+    from lensplorer.layout import lay_out_weights
 
     cfg = HookedTransformerConfig(
         n_layers=12, d_model=768, n_heads=12, d_head=64, d_mlp=3072, n_ctx=1024, d_vocab=50257, act_fn="gelu_new",
