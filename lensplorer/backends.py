@@ -1,9 +1,4 @@
-"""The two backends: a Hugging Face checkpoint becomes a HookedTransformer or a TransformerBridge, and is proved to compute the same.
-
-HookedTransformer as it comes re-lays W_Q, W_K, W_V, W_O and W_U in memory on every call, which is most of the time of a one-token step.
-``lay_out_weights`` stores the same values once in the layout that those products want; the logits stay the same to the bit, but for the
-rounding of ``product_of_few`` where a few positions are unembedded.
-"""
+"""The two backends: a Hugging Face checkpoint becomes a HookedTransformer or a TransformerBridge, and is proved to compute the same."""
 
 from __future__ import annotations
 
@@ -14,15 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
 
 from lensplorer.catalogue import ModelFiles
 from lensplorer.errors import ModelError, first_line
+from lensplorer.layout import lay_out_weights
 from lensplorer.models import ModelInfo
-from lensplorer.products import is_product_of_few, product_of_few
 
 logger = logging.getLogger(__name__)
 
@@ -270,48 +264,6 @@ def _has_post_norms(cfg: Any) -> bool:
     from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
     return cfg.original_architecture in POST_NORM_ARCHITECTURES
-
-
-def lay_out_weights(model: Any) -> None:
-    """Store W_Q, W_K, W_V, W_O and W_U in the order that HookedTransformer's products read them, values unchanged; and read few rows quickly.
-
-    Each is used transposed and flattened; from this layout that is a view, from the usual one a copy on every call.
-    """
-    from transformer_lens.components import MLP
-
-    for block in model.blocks:
-        attention = block.attn
-        for name in ("W_Q", "W_K", "W_V", "_W_K", "_W_V"):
-            weight = attention._parameters.get(name)
-            if weight is not None and weight.ndim == 3:  # [head, d_model, d_head], read as [(head d_head), d_model]
-                weight.data = weight.data.permute(0, 2, 1).contiguous().permute(0, 2, 1)
-        output = attention._parameters.get("W_O")
-        if output is not None and output.ndim == 3:  # [head, d_head, d_model], read as [d_model, (head d_head)]
-            output.data = output.data.permute(2, 0, 1).contiguous().permute(1, 2, 0)
-        if type(getattr(block, "mlp", None)) is MLP and not model.cfg.is_layer_norm_activation():
-            block.mlp.forward = MethodType(_mlp, block.mlp)
-    unembed = model.unembed.W_U  # [d_model, d_vocab], read as [d_vocab, d_model]
-    unembed.data = unembed.data.T.contiguous().T
-    model.unembed.forward = MethodType(_unembed, model.unembed)
-
-
-def _unembed(module: Any, residual: torch.Tensor) -> torch.Tensor:
-    """``Unembed.forward``, a few positions at once in half the time."""
-    residual = module.hook_in(residual)
-    if is_product_of_few(residual, module.W_U):
-        return module.hook_out(product_of_few(residual, module.W_U, module.b_U))
-    return module.hook_out(torch.nn.functional.linear(residual, module.W_U.T.contiguous(), module.b_U))
-
-
-def _mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """``MLP.forward``, one position in two thirds of the time."""
-    from transformer_lens.utilities.addmm import batch_addmm
-
-    def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return product_of_few(rows, weight, bias) if is_product_of_few(rows, weight) else batch_addmm(bias, weight, rows)
-
-    post = module.hook_post(module.act_fn(module.hook_pre(product(x, module.W_in, module.b_in))))
-    return product(post, module.W_out, module.b_out)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Details:
     def keep(self, node: Node, run: Run) -> dict[str, torch.Tensor]:
         """Keep every activation of a run over the position of ``node`` alone, without batch dimension; and return them."""
         n = len(node)
-        details = {name: _own(new_positions(name, value[0], 1, n, head_first=self._head_first)) for name, value in run.activations.items()}
+        details = {name: own(new_positions(name, value[0], 1, n, head_first=self._head_first)) for name, value in run.activations.items()}
         if self.reached is None:
             self._learn(details)
         details[LOGITS] = run.logits[0]
@@ -75,6 +75,6 @@ class Details:
         self.same_as_stream = {name: rows[id(points[name])] for name in self.reached if id(points[name]) in rows}
 
 
-def _own(value: torch.Tensor) -> torch.Tensor:
+def own(value: torch.Tensor) -> torch.Tensor:
     """The value, or a copy where it is a part of something larger, which would be kept with it."""
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()

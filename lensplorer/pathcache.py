@@ -40,6 +40,7 @@ class PathCache:
     Attributes:
         head_first: whether some activations have the head before the position (see ``segments.position_axis``).
         stream: names of the residual stream entering each block, and of the final one.
+        every: what a run over one token records: what is read, and the stream.
         n_runs: how often the model has run.
     """
 
@@ -48,7 +49,7 @@ class PathCache:
         self.stream = stream_names(model)
         self.head_first = model_info(model).backend == "bridge"
         self.n_runs = 0
-        self._every = reads.union(self.stream)
+        self.every = reads.union(self.stream)
         self._working = WorkingCache(model)
         self._path: list[tuple[Segment, int]] = []  # what the working cache holds: segments, and the depth reached in each
 
@@ -64,7 +65,7 @@ class PathCache:
         ``entered`` says to what nodes it led; until then the cache has rows that belong to no node, and the next ``load`` forgets them.
         """
         part = None if every else Part(0, int(self.model.cfg.n_layers), None)
-        reads = self._every if every else self.stream
+        reads = self.every if every else self.stream
         tokens = torch.tensor([list(ids)])
         run = run_model(self.model, tokens, reads=reads, interventions=self.interventions, past=self._working.past, start=start, part=part)
         self.n_runs += 1
@@ -91,7 +92,7 @@ class PathCache:
     @cached_property
     def before_blocks(self) -> frozenset[str]:
         """The activations recorded before the first block."""
-        run = run_model(self.model, torch.zeros(1, 1, dtype=torch.long), reads=self._every, part=Part(0, 0, None))
+        run = run_model(self.model, torch.zeros(1, 1, dtype=torch.long), reads=self.every, part=Part(0, 0, None))
         return frozenset(run.activations)
 
     def keys_values(self, node: Node, layer: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:

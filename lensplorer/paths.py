@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lensplorer.details import LOGITS
+from lensplorer.details import LOGITS, own
 from lensplorer.errors import TraceError
 from lensplorer.locks import model_lock
 from lensplorer.nodes import Node, segments_to
@@ -110,7 +110,7 @@ class Path:
         known = self.tree.details.of(node)
         if known is not None:
             return known
-        return self.tree.details.keep(node, self._run([node.token_id or 0], len(node) - 1, reads=self.tree.reads, part=None))
+        return self.tree.details.keep(node, self._run([node.token_id or 0], len(node) - 1, reads=self.tree.cache.every, part=None))
 
     def _again(self, name: str, start: int, stop: int) -> Iterator[dict[str, torch.Tensor]]:
         """One activation of more positions, piece by piece, by the block that makes it."""
@@ -150,7 +150,7 @@ class Path:
             return self.tree.cache.again(self.node, ids, start, reads=reads, part=part)
 
     def _new(self, name: str, value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        return new_positions(name, value[0], stop - start, stop, head_first=self._head_first)
+        return own(new_positions(name, value[0], stop - start, stop, head_first=self._head_first))
 
     def _join(self, name: str, parts: list[torch.Tensor], n_sources: int) -> torch.Tensor:
         """Consecutive positions of one activation; attention with nothing beyond each query."""

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lensplorer import products
-from lensplorer.backends import lay_out_weights
 from lensplorer.errors import ModelError
+from lensplorer.layout import lay_out_weights
 from lensplorer.models import load_model, model_info, resolve_device, resolve_dtype
 from lensplorer.trace import run_trace
 from tests import tiny
