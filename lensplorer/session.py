@@ -115,10 +115,12 @@ class Session(InterventionSession, SamplingSession):
         super().__init__()
         self.model = model
         self.max_prompts = max_prompts
+        self.state = State((PromptState(0, (), 0, ()),), interventions=checked(model, interventions))
         self._keep_trees(reads, max_bytes)
         self._last: tuple[TokenTree, tuple[int, ...], Node] | None = None  # the node of the prompt looked at last
-        ids = self._encode(prompt) if prompt is not None else ()
-        self.state = State((PromptState(0, ids, len(ids), ids),), interventions=checked(model, interventions))
+        if prompt is not None:
+            ids = self._encode(prompt)
+            self.state = replace(self.state, prompts=(PromptState(0, ids, len(ids), ids),))
         self._undo: list[State] = []
         self._redo: list[State] = []
 
@@ -146,6 +148,13 @@ class Session(InterventionSession, SamplingSession):
     def position(self) -> int:
         """Where the analyses look: the cursor, or the last token."""
         return self.state.cursor if self.state.cursor is not None else len(self.ids) - 1
+
+    @property
+    def unrun(self) -> int:
+        """How many tokens of the current prompt the model has yet to run over."""
+        if self._last is not None and self._last[0] is self.tree and self._last[1] is self.ids:
+            return 0 if self.tree.holds(self._last[2]) else self.tree.missing(self.ids)
+        return self.tree.missing(self.ids)
 
     def trace(self) -> Trace:
         """The trace of the current prompt, equal to a fresh run; only tokens not seen before are run.
@@ -175,6 +184,15 @@ class Session(InterventionSession, SamplingSession):
             node = tree.extend(tree.root, ids) if before is None else tree.extend(before, ids[-1])
             self._last = tree, ids, node
         return tree.ancestor(self._last[2], len(ids) if n is None else min(n, len(ids)))
+
+    def _require_room(self, ids: Sequence[int]) -> None:
+        """Refuse a prompt that the memory cannot hold, before anything changes.
+
+        Raises:
+            PromptError: saying what it would take and what is free.
+        """
+        if self.model_on:
+            self.tree.require_room(ids)
 
     # -- prompts -----------------------------------------------------------------------------------------------------------------
 
@@ -385,10 +403,13 @@ class Session(InterventionSession, SamplingSession):
     # -- inside ------------------------------------------------------------------------------------------------------------------
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
-        return tuple(prompt_ids(self.model, prompt))
+        ids = tuple(prompt_ids(self.model, prompt))
+        self._require_room(ids)
+        return ids
 
     def _append(self, new: Sequence[int]) -> None:
         self._check_fits(len(self.ids) + len(new))
+        self._require_room((*self.ids, *new))
         self._become(self._replaced(self._forced(self.state.prompt, new)))
 
     def _check_fits(self, n: int) -> None:

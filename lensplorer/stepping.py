@@ -112,6 +112,10 @@ class TokenTree:
             self.trim(node)
         return node
 
+    def holds(self, node: Node) -> bool:
+        """Whether nothing of the path to ``node`` was dropped."""
+        return all(segment.stretch is not None for segment, _ in segments_to(node))
+
     def missing(self, ids: Sequence[int]) -> int:
         """How many tokens would run if the path of ``ids`` were asked for now."""
         node, new = self._known(self.root, ids)

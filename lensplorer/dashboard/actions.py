@@ -269,7 +269,8 @@ def _set_control(explorer: Explorer, arguments: Arguments) -> None:
 
 
 def _run_panel(explorer: Explorer, arguments: Arguments) -> None:
-    """Let the panel run in spite of its cost; without a name, each that waits for it."""
+    """Let the panel run in spite of its cost; without a name, each that waits for it, and the text if its run was stopped."""
+    explorer.go_on()
     panels = [_panel(arguments)] if "panel" in arguments else [PANELS[name] for name in explorer.state.shown]
     for panel in panels:
         explorer.costs.grant(key_of(panel.name, panel.settings(explorer)))
@@ -469,7 +470,7 @@ COMMANDS = (
     Command("next_layer", ("n",), "Next layer, in views of one layer", VIEWS, _move_layer(1)),
     Command("previous_layer", ("b",), "Previous layer", VIEWS, _move_layer(-1)),
     Command("choose_panels", ("v",), "Choose the panels", PANEL, None, "header", "panels"),
-    Command("run_panel", ("r",), "Run the panels that wait because they are long", PANEL, _run_panel),
+    Command("run_panel", ("r",), "Run what waits because it is long", PANEL, _run_panel),
     Command("stop", (".",), "Stop what is running", PANEL, _stop),
     Command("maximise", ("shift+m",), "Maximise the panel under the pointer, and back", PANEL),
     Command("choose_sae", ("f",), "Choose SAEs", PAGE),

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +30,7 @@ from lensplorer.dashboard.panels.base import Panel
 from lensplorer.dashboard.saes import PageSAEs
 from lensplorer.dashboard.state import PageState
 from lensplorer.dashboard.worker import TURNS
-from lensplorer.errors import LensplorerError, PromptError, SessionError
+from lensplorer.errors import Cancelled, LensplorerError, PromptError, SessionError
 from lensplorer.models import LensModel
 from lensplorer.running import run_model
 from lensplorer.sampling.params import DecodingParams
@@ -47,9 +48,22 @@ Later = Callable[[Callable[[], None]], None]
 
 HERE = Here()
 _PACE_TOKENS = 16
+_TEXT = "the text"  #: what runs, where it is the prompt itself
+_AT_ONCE = 32  # tokens that are run on the way to the picture, whatever they take
+_NOTICED = 0.3  # seconds: a text that takes longer is shown before it is run
 _BY_ITSELF = ("show_panels", "set_theme")  # what the browser tells unasked: a message stays until the person's next command
 _LONG = 0.3  # seconds: a panel that takes longer does not keep others from their turn
 _LONGEST_TOKEN = 200  # characters; a token of a whole line of dashes need not be sent in full
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How many tokens of how many are to be run, about how long that takes, and whether the person stopped it."""
+
+    tokens: int
+    of: int
+    seconds: float
+    held: bool
 
 
 class Explorer:
@@ -75,11 +89,10 @@ class Explorer:
         self.resume: Callable[[Session], None] | None = None  # what to do with the next model's session in place of the first prompt
         self._answers: dict[Any, Any] = {}
         self._answers_of: Any = ()
+        self._held: Any = None  # the text whose run the person stopped
         self._asked: list[Call] | None = None
         self._asked_by: dict[str, list[Call]] = {}
         self._asked_when: dict[str, Any] = {}
-        if options.seed is not None:
-            torch.manual_seed(options.seed)
 
     # -- commands ----------------------------------------------------------------------------------------------------------------
 
@@ -242,6 +255,38 @@ class Explorer:
         self.resume = None
         self.state.param.update(loading="", model_error=text)
 
+    # -- the run of the text -----------------------------------------------------------------------------------------------------
+
+    def waiting(self) -> Waiting | None:
+        """What the current text has yet to be run over, where that takes so long that it is shown first; None where it does not."""
+        session = self.session
+        if session is None or not session.ids or not session.model_on or session.unrun <= _AT_ONCE:
+            return None
+        seconds = self.costs.forward(session.unrun)
+        return Waiting(session.unrun, len(session.ids), seconds, self._held == self._key()) if seconds > _NOTICED else None
+
+    def run_text(self) -> None:
+        """Run the current text, which can be watched and stopped between two pieces of it; what was done stays.
+
+        Raises:
+            Cancelled: a command came in between, or the person stopped it.
+            PromptError: it does not fit the memory.
+        """
+        session = self.need_session()
+        n, started = session.unrun, time.perf_counter()
+        try:
+            with self.costs.running(_TEXT, self.costs.forward(n)):
+                self.scores()
+        except Cancelled:
+            if self.costs.stop.is_set():
+                self._held = self._key()
+            raise
+        self.costs.ran(time.perf_counter() - started, n)
+
+    def go_on(self) -> None:
+        """Run the text after all whose run was stopped."""
+        self._held = None
+
     # -- where -------------------------------------------------------------------------------------------------------------------
 
     @property
@@ -359,7 +404,14 @@ class Explorer:
         self._answers, self._answers_of = {}, ()
 
     def candidates(self) -> Any:
-        """The candidates after the current position (see ``next_token``)."""
+        """The candidates after the current position (see ``next_token``).
+
+        Raises:
+            SessionError: the text is still to be run.
+        """
+        waiting = self.waiting()
+        if waiting is not None:
+            raise SessionError("The run of this text was stopped: press r to go on." if waiting.held else "The text is still being run: . stops it.")
         k = self.options.config.display.tokens_to_show
         return self.answer(call(next_token, self.here, k=k, search=self.state.search or None))
 

@@ -36,23 +36,40 @@ _SLOW_VIEWS = ("attribution",)  #: their colours come after the picture: they ru
 
 
 def snapshot(explorer: Explorer) -> dict[str, Any]:
-    """The parts that follow every key at once: model, strip, colours, candidates, prompts, settings, status."""
-    parts = {
-        "model": _model(explorer),
-        "strip": _guarded(explorer, _strip),
-        "candidates": _guarded(explorer, _candidates),
-        "prompts": _prompts(explorer),
-        "settings": _settings(explorer),
-        "status": _status(explorer),
-    }
+    """The parts that follow every key at once: model, strip, colours, candidates, prompts, settings, status.
+
+    A text that takes long to run is shown without numbers first (see ``later_parts``).
+    """
+    parts = {"model": _model(explorer), "prompts": _prompts(explorer), "settings": _settings(explorer), "status": _status(explorer)}
+    waiting = explorer.waiting()
+    if waiting is not None:
+        said = {"waiting": asdict(waiting)}
+        return parts | {"strip": _guarded(explorer, _text) | said, "candidates": said, "colouring": {}}
+    return parts | _numbers(explorer)
+
+
+def _numbers(explorer: Explorer) -> dict[str, Any]:
+    """The parts that need the text's run, but for the panels."""
+    parts = {"strip": _guarded(explorer, _strip), "candidates": _guarded(explorer, _candidates)}
     if explorer.state.view not in _SLOW_VIEWS:
         parts["colouring"] = _guarded(explorer, _colours)
     return parts
 
 
 def later_parts(explorer: Explorer) -> Iterator[dict[str, Any]]:
-    """The parts that may come a moment later, one by one while no command waits: slow colours, then the panels on screen."""
+    """The parts that may come a moment later, one by one while no command waits: those of a long text once it has been run, slow colours, then the
+    panels on screen.
+    """
     try:
+        waiting = explorer.waiting()
+        if waiting is not None:
+            if waiting.held:
+                return
+            failed = _guarded(explorer, _run_text)
+            if failed:
+                yield {"strip": failed, "candidates": {}}
+                return
+            yield _numbers(explorer)
         if explorer.state.view in _SLOW_VIEWS:
             with explorer.costs.running("the view", 0.0):
                 colours = _guarded(explorer, _colours)
@@ -111,11 +128,25 @@ def _model(explorer: Explorer) -> dict[str, Any]:
     return found
 
 
+def _run_text(explorer: Explorer) -> dict[str, Any]:
+    explorer.run_text()
+    return {}
+
+
 def _strip(explorer: Explorer) -> dict[str, Any]:
     """Tokens, and the scores shown on hover."""
+    part = _text(explorer)
+    if explorer.need_session().model_on:
+        scores = explorer.scores()
+        part["scores"] = [{"label": label, "unit": unit, "values": plain(scores[name].values)} for name, label, unit in _HOVER]
+    return part
+
+
+def _text(explorer: Explorer) -> dict[str, Any]:
+    """The tokens alone."""
     session = explorer.need_session()
     special = explorer.special_ids()
-    part: dict[str, Any] = {
+    return {
         "tokens": explorer.shown_tokens(),
         "ids": list(session.ids),
         "special": [position for position, token_id in enumerate(session.ids) if token_id in special],
@@ -123,13 +154,8 @@ def _strip(explorer: Explorer) -> dict[str, Any]:
         "key": session.state.prompt.key,
         "changed": bool(session.interventions),
         "off": not session.model_on,
+        "scores": [],
     }
-    if session.model_on:
-        scores = explorer.scores()
-        part["scores"] = [{"label": label, "unit": unit, "values": plain(scores[name].values)} for name, label, unit in _HOVER]
-    else:
-        part["scores"] = []
-    return part
 
 
 def _colours(explorer: Explorer) -> dict[str, Any]:

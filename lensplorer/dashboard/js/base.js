@@ -126,3 +126,11 @@ function colourOf(page, part, value) {
   const at = Math.max(0, Math.min(scale.fill.length - 1, Math.round(share * (scale.fill.length - 1))));
   return { fill: scale.fill[at], ink: scale.ink[at] };
 }
+
+/** A line that grows with what is running, how long it takes, and the button that stops it. */
+function fillProgress(line, running, page) {
+  const share = running.expected > 0 ? Math.min(0.97, running.seconds / running.expected) : 0.5;
+  const text = `${formatSeconds(running.seconds)} of about ${formatSeconds(Math.max(running.expected, running.seconds))}, ${running.runs} runs`;
+  line.replaceChildren(make("span", { class: "done", style: `width:${100 * share}%` }), make("span", { class: "said number" }, text),
+    make("button", { class: "small", onclick: () => page.act("stop") }, "Stop ", make("kbd", {}, ".")));
+}

@@ -100,7 +100,8 @@ function makeCandidates(page) {
       if (!tr.parentNode) body.append(tr);
     }
     for (const extra of rows.splice(n)) extra.tr.remove();
-    const empty = part.empty === "no prompt" ? "Candidates appear here once there is a prompt: press i to write one." : part.empty ? "Candidates appear here once a model is loaded." : "";
+    const waiting = part.waiting?.held ? "The run of the text was stopped: press r to go on." : part.waiting ? "The text is being run: its candidates come when that is done." : "";
+    const empty = waiting ? waiting : part.empty === "no prompt" ? "Candidates appear here once there is a prompt: press i to write one." : part.empty ? "Candidates appear here once a model is loaded." : "";
     const none = part.ids && n === 0 ? `No token of the vocabulary contains “${part.search}”.` : "";
     setText(note, part.error ?? (empty || none));
     note.classList.toggle("failed", Boolean(part.error));

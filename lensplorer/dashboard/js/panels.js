@@ -208,10 +208,7 @@ function makePanels(page) {
       const mine = running?.panel === frame.name;
       frame.line.hidden = !mine;
       frame.root.classList.toggle("working", mine);
-      if (!mine) continue;
-      const share = running.expected > 0 ? Math.min(0.97, running.seconds / running.expected) : 0.5;
-      const text = `${formatSeconds(running.seconds)} of about ${formatSeconds(Math.max(running.expected, running.seconds))}, ${running.runs} runs`;
-      frame.line.replaceChildren(make("span", { class: "done", style: `width:${100 * share}%` }), make("span", { class: "said number" }, text), make("button", { class: "small", onclick: () => page.act("stop") }, "Stop ", make("kbd", {}, ".")));
+      if (mine) fillProgress(frame.line, running, page);
     }
   }
 

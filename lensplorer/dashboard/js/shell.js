@@ -131,7 +131,7 @@ export function render({ model, el }) {
     if (["strip", "colouring", "status"].some((name) => parts.has(name))) strip.draw();
     if (parts.has("candidates") || parts.has("status")) candidates.draw();
     page.fresh = parts.has("strip"); // another text: the panels' new pictures are on their way
-    if (parts.has("running")) panels.drawProgress();
+    if (parts.has("running")) panels.drawProgress(), strip.drawProgress();
     if ([...parts].some((name) => name.startsWith("panel.") || name === "status")) panels.draw();
     if (parts.has("prompts") || parts.has("settings")) rail.draw();
     for (const dialog of page.dialogs) dialog.draw?.();

@@ -10,7 +10,9 @@ function makeStrip(page) {
   legend.append(layer, low, ramp, high);
   const tokens = make("div", { class: "tokens", role: "listbox", "aria-label": "Tokens of the prompt", tabindex: "0" });
   const note = make("div", { class: "note", role: "alert", hidden: true });
-  const root = make("section", { class: "card strip", "aria-label": "Token strip" }, make("div", { class: "bar" }, tabs, legend), tokens, note);
+  const progress = make("div", { class: "progress", hidden: true });
+  const goOn = make("div", { class: "note go-on", hidden: true });
+  const root = make("section", { class: "card strip", "aria-label": "Token strip" }, make("div", { class: "bar" }, tabs, legend), progress, tokens, goOn, note);
   const tip = make("div", { class: "tip", role: "tooltip", hidden: true });
   const nodes = [];
   let shownViews = "";
@@ -171,7 +173,20 @@ function makeStrip(page) {
     tip.style.top = `${below + tip.offsetHeight > innerHeight - 8 ? box.top - tip.offsetHeight - 6 : below}px`;
   }
 
+  /** A text that is still to be run: how far it is, or how to go on where its run was stopped. */
+  function drawProgress() {
+    const waiting = page.strip.waiting;
+    progress.hidden = !waiting || waiting.held;
+    goOn.hidden = !waiting?.held;
+    if (!waiting) return;
+    const running = page.running?.panel === "the text" ? page.running : { seconds: 0, expected: waiting.seconds, runs: 0 };
+    if (!waiting.held) return fillProgress(progress, running, page);
+    goOn.replaceChildren(`Stopped: ${waiting.tokens.toLocaleString("en")} of ${waiting.of.toLocaleString("en")} tokens are still to be run, about ${formatSeconds(waiting.seconds)}. `,
+      make("button", { class: "small", onclick: () => page.act("run_panel") }, "Go on ", make("kbd", {}, "r")));
+  }
+
   function draw() {
+    drawProgress();
     tokens.classList.toggle("stale", Boolean(page.colouring?.view && page.colouring.view !== page.status.view));
     drawTabs();
     drawTokens();
@@ -186,5 +201,5 @@ function makeStrip(page) {
     tokens.hidden = Boolean(page.strip.empty);
     if (hovered != null) showTip(hovered);
   }
-  return { root, tip, tokens, draw, drawCursor, drawColours, point };
+  return { root, tip, tokens, draw, drawCursor, drawColours, drawProgress, point };
 }

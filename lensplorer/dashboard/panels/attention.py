@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
 
 HERE = Here()
+_MOST, _AFTER = 320, 24  #: positions sent of a long text, and how many of them may stand after the one looked at
 _SCORES = ("previous_token", "duplicate_token", "induction")
 _STATISTICS = ("variance", "entropy", "sink_share")
 
@@ -33,18 +34,45 @@ def _build(explorer: Explorer, settings: Settings) -> Picture:
 
 
 def _attention(values: np.ndarray, rows: list[str], explorer: Explorer, **more: object) -> dict[str, object]:
+    """A row per name, a column per source; of a long text the sources about the position looked at."""
     high = max(float(np.nanmax(values)), 1e-6)
+    first, last = _shown(explorer, values.shape[1])
     return heat(
-        values,
+        values[:, first:last],
         rows=rows,
-        columns=explorer.shown_tokens()[: values.shape[1]],
+        columns=explorer.shown_tokens()[first:last],
         low=0.0,
         high=high,
         quantity="attention",
         unit="",
         column="position",
+        first=first,
+        mark=explorer.position - first,
         **more,  # type: ignore[arg-type]
     )
+
+
+def _shown(explorer: Explorer, n: int) -> tuple[int, int]:
+    """The positions of ``n`` that are sent: first, and one past the last."""
+    last = min(n, explorer.position + _AFTER + 1) if n > _MOST else n
+    return max(0, last - _MOST), max(last, min(n, _MOST))
+
+
+def _note(explorer: Explorer, rows: np.ndarray) -> str:
+    """What of a position's attention is outside the sources shown. [row, source]"""
+    first, last = _shown(explorer, rows.shape[1])
+    if last - first == rows.shape[1]:
+        return ""
+    shown = float(rows[:, first:last].sum() / max(float(rows.sum()), 1e-9))
+    sink = 100 * float(rows[:, 0].mean())
+    return f" Shown are positions {first} to {last - 1} of {rows.shape[1]:,}, which hold {100 * shown:.3g} % of it; position 0 holds {sink:.3g} %."
+
+
+def _pattern(explorer: Explorer, weights: np.ndarray) -> dict[str, object]:
+    """A pattern of all queries; of a long text those about the position looked at."""
+    first, last = _shown(explorer, len(weights))
+    rows = explorer.shown_tokens()[first:last]
+    return _attention(weights[first:last], rows, explorer, row="query", mark_row=explorer.position - first)
 
 
 def _rows_badge(weights: np.ndarray) -> dict[str, str]:
@@ -57,16 +85,22 @@ def _rows_badge(weights: np.ndarray) -> dict[str, str]:
 def _by_layer(explorer: Explorer, settings: Settings) -> Picture:
     weights = explorer.look(attention_by_layer).weight.values
     rows = [f"block {layer}" for layer in range(len(weights))]
-    figure = _attention(weights[::-1], rows[::-1], explorer, row="block", mark=explorer.position)
+    figure = _attention(weights[::-1], rows[::-1], explorer, row="block")
     title = f"Attention from {explorer.shown_token(explorer.ids[explorer.position])}"
-    return {"figures": [figure], "title": title, "badge": _rows_badge(weights), "note": "The mean over the heads of each block."}
+    note = "The mean over the heads of each block." + _note(explorer, weights)
+    return {"figures": [figure], "title": title, "badge": _rows_badge(weights), "note": note}
 
 
 def _one_head(explorer: Explorer, settings: Settings) -> Picture:
     layer, head = _head(explorer, settings)
-    weights = explorer(attention_patterns).weight.values[layer, head]
-    figure = _attention(weights, explorer.shown_tokens(), explorer, row="query", mark=explorer.position, mark_row=explorer.position)
-    return {"figures": [figure], "title": f"Attention pattern of head {layer}.{head}", "badge": _rows_badge(weights)}
+    weights = explorer(attention_patterns, layer=layer, head=head).weight.values[0, 0]
+    note = _note(explorer, weights[explorer.position][None])
+    return {
+        "figures": [_pattern(explorer, weights)],
+        "title": f"Attention pattern of head {layer}.{head}",
+        "badge": _rows_badge(weights),
+        "note": note,
+    }
 
 
 def _all_heads(explorer: Explorer, settings: Settings) -> Picture:
@@ -75,8 +109,9 @@ def _all_heads(explorer: Explorer, settings: Settings) -> Picture:
     n_layers, n_heads, n = weights.shape
     flat = weights.reshape(-1, n)
     rows = [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
-    figure = _attention(flat, rows, explorer, row="head", mark=explorer.position)
-    return {"figures": [figure], "title": f"What every head reads at position {explorer.position}", "badge": _rows_badge(flat)}
+    figure = _attention(flat, rows, explorer, row="head")
+    title = f"What every head reads at position {explorer.position}"
+    return {"figures": [figure], "title": title, "badge": _rows_badge(flat), "note": _note(explorer, flat)}
 
 
 def _grid(values: np.ndarray, quantity: str, unit: str) -> dict[str, object]:
@@ -112,7 +147,7 @@ def _scores(explorer: Explorer, settings: Settings) -> Picture:
 
 def _rollout(explorer: Explorer, settings: Settings) -> Picture:
     values = explorer(attention_rollout).weight.values
-    figure = _attention(values, explorer.shown_tokens(), explorer, row="query", mark=explorer.position, mark_row=explorer.position)
+    figure = _pattern(explorer, values)
     return {"figures": [figure], "title": "Attention rollout: attention followed back through the layers", "badge": _rows_badge(values)}
 
 
@@ -170,6 +205,9 @@ def _only(*shown: str):  # type: ignore[no-untyped-def]
 
 
 def _seconds(explorer: Explorer, settings: Settings) -> float:
+    if settings["show"] in ("one head", "statistics", "rollout"):  # the blocks' attention over the whole text again, the first time
+        blocks = 1 / explorer.n_layers if settings["show"] == "one head" else 1.0
+        return blocks * explorer.forward_seconds
     if settings["show"] == "scores":
         return 0.0 if explorer.has_answer(call(head_scores, HERE)) else 400 / max(1, len(explorer.ids)) * explorer.forward_seconds
     return 12.0 if settings["show"] == "clusters" and not explorer.is_imported("umap") else 0.0
