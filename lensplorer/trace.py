@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
@@ -295,49 +295,46 @@ def run_model(
     mode = torch.inference_mode() if past is not None and not applied else torch.set_grad_enabled(gradients)
     with model_lock(model), mode:
         hooked = model.hooks(fwd_hooks=[(name, _named(function)) for name, function in applied]) if applied else nullcontext()
-        own = model_info(model).backend == "hooked"
-        recording: AbstractContextManager[dict[str, torch.Tensor]] = _recorded(model, wanted) if own else nullcontext({})
-        with hooked, recording as recorded:
-            logits, cache = model.run_with_cache(
-                tokens.to(model.cfg.device),
-                return_type="logits",
-                names_filter=frozenset(() if own else wanted).__contains__,
-                return_cache_object=False,
-                reset_hooks_end=not own,  # with nothing to cache it adds no hooks, and looking through all points for them takes 3 ms
-                **_past_options(model, tokens, past),
-            )
-    cache.update(recorded)
-    return Run(logits, {name: _batched(cache[name], tokens) for name in wanted if name in cache}, leaf[0] if leaf else None)
+        with hooked, _recorded(model, wanted) as recorded:
+            logits = model(tokens.to(model.cfg.device), return_type="logits", **_run_options(model, tokens, past))
+    return Run(logits, {name: _batched(recorded[name], tokens) for name in wanted if name in recorded}, leaf[0] if leaf else None)
 
 
 @contextmanager
 def _recorded(model: LensModel, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Record activations of a HookedTransformer, interventions included.
+    """Record activations, interventions included.
 
-    Its own caching hooks take a quarter of a one-token step to add, call and remove, and even a plain hook a tenth. A hook point is an identity,
-    so one without hooks is made to record as it is called; one with hooks gets another after them, to record what they return.
+    TransformerLens' own caching hooks take a quarter of HookedTransformer's one-token step to add, call and remove, half of the bridge's, and even a
+    plain hook a tenth. A hook point is an identity, so one without hooks is made to record as it is called; one with hooks gets another after
+    them, to record what they return.
 
-    Its blocks norm their input three times over, for queries, keys and values; here once.
+    HookedTransformer's blocks norm their input three times over, for queries, keys and values; here once.
     """
     recorded: dict[str, torch.Tensor] = {}
     with_graph = torch.is_grad_enabled()
 
-    def recorder(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        def record(value: torch.Tensor) -> torch.Tensor:
-            recorded[name] = value.detach() if with_graph else value
+    def recorder(point: Any, names: tuple[str, ...]) -> Callable[[Any], Any]:
+        def record(value: Any) -> Any:
+            kept = value[0] if isinstance(value, tuple) else value
+            if not isinstance(kept, torch.Tensor):
+                return value
+            kept = kept.detach() if with_graph else kept
+            kept = kept if point.hook_conversion is None else point.hook_conversion.convert(kept)  # the bridge splits heads as it is hooked
+            for name in names:
+                recorded[name] = kept
             return value
 
         return record
 
     changed, handles = [], []
     try:
-        for block in model.blocks:  # type: ignore[attr-defined]
+        for block in model.blocks if model_info(model).backend == "hooked" else ():  # type: ignore[attr-defined]
             norm = getattr(block, "ln1", None)
             if norm is not None and "forward" not in norm.__dict__:
                 changed.append(norm)
                 norm.__dict__["forward"] = _once(norm.forward)
-        for name in names:
-            point, record = model.hook_dict[name], recorder(name)
+        for point, aliases in _hook_points(model, names):
+            record = recorder(point, aliases)
             if point._forward_hooks or point._forward_pre_hooks or "forward" in point.__dict__:
                 handles.append(point.register_forward_hook(lambda _, inputs, value, record=record: record(value)))
             else:
@@ -349,6 +346,23 @@ def _recorded(model: LensModel, names: Iterable[str]) -> Iterator[dict[str, torc
             point.__dict__.pop("forward", None)
         for handle in handles:
             handle.remove()
+
+
+def _hook_points(model: LensModel, names: Iterable[str]) -> list[tuple[Any, tuple[str, ...]]]:
+    """The hook points called ``names``, each with all of its names."""
+    if model_info(model).backend == "hooked":
+        return [(model.hook_dict[name], (name,)) for name in names]
+    return _bridge_points(model, frozenset(names))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=16)
+def _bridge_points(model: Any, names: frozenset[str]) -> list[tuple[Any, tuple[str, ...]]]:
+    """Most hook points of the bridge have several names, and to resolve them all takes as long as a step."""
+    points: dict[int, tuple[Any, list[str]]] = {}
+    for name, point in model.hook_dict.items():
+        if name in names:
+            points.setdefault(id(point), (point, []))[1].append(name)
+    return [(point, tuple(aliases)) for point, aliases in points.values()]
 
 
 def _once(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -381,10 +395,8 @@ def _named(function: Callable[[torch.Tensor, Any], torch.Tensor]) -> Callable[..
     return hooked
 
 
-def _past_options(model: LensModel, tokens: torch.Tensor, past: Any) -> dict[str, Any]:
-    if past is None:
-        return {}
+def _run_options(model: LensModel, tokens: torch.Tensor, past: Any) -> dict[str, Any]:
     if model_info(model).backend == "hooked":
         # An explicit mask: TransformerLens would otherwise mask every token that equals the padding token.
-        return {"past_kv_cache": past, "attention_mask": torch.ones_like(tokens)}
-    return {"past_key_values": past, "use_cache": True}
+        return {} if past is None else {"past_kv_cache": past, "attention_mask": torch.ones_like(tokens)}
+    return ({} if past is None else {"past_key_values": past, "use_cache": True}) | {"output_attentions": True}

@@ -184,7 +184,7 @@ def test_an_error_leaves_the_session_as_it_was(action, error, message, session):
 def test_the_context_is_refused_before_anything_runs(tiny_model, monkeypatch):
     model = tiny_model("gpt2")
     session = Session(model, list(range(2, 2 + tiny.N_CTX)))
-    monkeypatch.setattr(type(model), "run_with_cache", lambda *a, **k: pytest.fail("ran"))
+    monkeypatch.setattr(type(model), "forward", lambda *a, **k: pytest.fail("ran"))
     with pytest.raises(PromptError, match=r"65 tokens, and the context .* is 64"):
         session.append(5)
 

@@ -146,8 +146,8 @@ def test_one_token_at_a_time_to_the_end_of_the_context(architecture: str, tiny_m
 def test_only_new_tokens_run(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gpt2")
     ran: list[int] = []
-    run = model.run_with_cache
-    monkeypatch.setattr(model, "run_with_cache", lambda tokens, **options: (ran.append(tokens.shape[1]), run(tokens, **options))[1])
+    run = model.forward
+    monkeypatch.setattr(model, "forward", lambda tokens, **options: (ran.append(tokens.shape[1]), run(tokens, **options))[1])
     tree = TokenTree(model)
     a = tree.extend(tree.root, LONG[:20])
     b = tree.extend(a, 5)
