@@ -6,8 +6,8 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -26,6 +26,7 @@ Hook = tuple[str, Callable[[torch.Tensor, Any], torch.Tensor]]
 _LEFT_OUT = ("*.hook_attn_scores", "*.hook_rot_*", "*.hook_result", "*.hook_[qkv]_input", "*.hook_attn_in", "*.hook_mlp_in")
 
 EMBEDDING_HOOK = "hook_embed"
+_MOST_READS = 256  # sets of names whose points are remembered
 
 
 @runtime_checkable
@@ -47,14 +48,15 @@ class ReadsActivations(Protocol):
 Reads = Iterable[str | ReadsActivations] | None
 
 
-@lru_cache(maxsize=16)
-def _hook_points(model: Any) -> dict[str, Any]:
-    return dict(model.hook_dict)
+_known_points: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
 def hook_points(model: LensModel) -> Mapping[str, Any]:
     """Every hook point of the model, under TransformerLens' names on both backends; some have several names."""
-    return _hook_points(model)  # type: ignore[arg-type]
+    found = _known_points.get(model)
+    if found is None:
+        found = _known_points[model] = dict(model.hook_dict)
+    return found
 
 
 def hook_names(model: LensModel) -> Set[str]:
@@ -161,23 +163,25 @@ def run_model(
 def _recorded(model: LensModel, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
     """Record activations, interventions included.
 
-    TransformerLens' own caching hooks take a quarter of a one-token step to add, call and remove, and even a plain hook a tenth. A hook point is an
-    identity, so one without hooks is made to record as it is called; one with hooks gets another after them, to record what they return.
+    TransformerLens' own caching hooks take a quarter of HookedTransformer's one-token step to add, call and remove, half of the bridge's, and even a
+    plain hook a tenth. A hook point is an identity, so one without hooks is made to record as it is called; one with hooks gets another after
+    them, to record what they return.
 
     The blocks of a HookedTransformer norm their input three times over, for queries, keys and values; here once.
     """
     recorded: dict[str, torch.Tensor] = {}
     with_graph = torch.is_grad_enabled()
-    points = hook_points(model)
 
-    def recorder(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        convert = getattr(points[name].hook_conversion, "convert", None)  # the bridge's points see the tensors of Hugging Face's modules
+    def recorder(point: Any, names: tuple[str, ...]) -> Callable[[Any], Any]:
+        convert = getattr(point.hook_conversion, "convert", None)  # the bridge's points see the tensors of Hugging Face's modules
 
-        def record(value: torch.Tensor) -> torch.Tensor:
+        def record(value: Any) -> Any:
             shown = value[0] if isinstance(value, tuple) else value
             if isinstance(shown, torch.Tensor):
+                shown = shown.detach() if with_graph else shown
                 shown = shown if convert is None else convert(shown)
-                recorded[name] = shown.detach() if with_graph else shown
+                for name in names:
+                    recorded[name] = shown
             return value
 
         return record
@@ -189,8 +193,8 @@ def _recorded(model: LensModel, names: Iterable[str]) -> Iterator[dict[str, torc
             if norm is not None and "forward" not in norm.__dict__:
                 changed.append(norm)
                 norm.__dict__["forward"] = _once(norm.forward)
-        for name in names:
-            point, record = points[name], recorder(name)
+        for point, aliases in _points(model, frozenset(names)):
+            record = recorder(point, aliases)
             if point._forward_hooks or point._forward_pre_hooks or "forward" in point.__dict__:
                 handles.append(point.register_forward_hook(lambda _, inputs, value, record=record: record(value)))
             else:
@@ -202,6 +206,27 @@ def _recorded(model: LensModel, names: Iterable[str]) -> Iterator[dict[str, torc
             point.__dict__.pop("forward", None)
         for handle in handles:
             handle.remove()
+
+
+_named_points: WeakKeyDictionary[Any, dict[frozenset[str], list[tuple[Any, tuple[str, ...]]]]] = WeakKeyDictionary()
+
+
+def _points(model: LensModel, names: frozenset[str]) -> list[tuple[Any, tuple[str, ...]]]:
+    """The hook points called ``names``, each with all of those names: most points of the bridge have several."""
+    known = _named_points.setdefault(model, {})
+    if names not in known:
+        if len(known) > _MOST_READS:
+            known.clear()
+        known[names] = _with_aliases(model, names)
+    return known[names]
+
+
+def _with_aliases(model: LensModel, names: frozenset[str]) -> list[tuple[Any, tuple[str, ...]]]:
+    points: dict[int, tuple[Any, list[str]]] = {}
+    for name, point in hook_points(model).items():
+        if name in names:
+            points.setdefault(id(point), (point, []))[1].append(name)
+    return [(point, tuple(aliases)) for point, aliases in points.values()]
 
 
 def _once(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

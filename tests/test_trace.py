@@ -7,7 +7,7 @@ import torch
 
 from lensplorer.analyses.base import analysis
 from lensplorer.errors import PromptError, TraceError
-from lensplorer.running import resolve_reads, run_model
+from lensplorer.running import hook_names, resolve_reads, run_model
 from lensplorer.trace import run_trace
 from tests import tiny
 
@@ -208,3 +208,27 @@ def test_what_a_template_refuses_is_a_prompt_error(tiny_model):
             run_trace(model, [{"role": "system", "content": "hi"}])
     finally:
         model.tokenizer.chat_template = template
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "neox-parallel", "bloom", "gemma3"])
+def test_recorded_is_what_transformer_lens_caches(name, backend, gradients, tiny_model):
+    if (name, backend) == ("gemma3", "hooked"):
+        pytest.skip("the bridge runs it")
+    model = tiny_model(name, backend=backend)
+
+    class Twice:
+        def hooks(self, model, positions):
+            return [("blocks.1.attn.hook_v", lambda value, hook: value * 2), ("blocks.1.hook_resid_mid", lambda value, hook: value + 1)]
+
+    interventions = [] if name == "neox-parallel" else [Twice()]  # it has no middle
+    hooks = [hook for each in interventions for hook in each.hooks(model, range(8))]
+    ids = list(range(20, 28))
+    trace = run_trace(model, ids, reads=sorted(hook_names(model)), interventions=interventions, gradients=gradients)
+    with torch.no_grad(), model.hooks(fwd_hooks=[(name, lambda value, hook, change=change: change(value, hook)) for name, change in hooks]):
+        logits, cache = model.run_with_cache(torch.tensor([ids]), return_cache_object=False)
+    assert torch.equal(trace.logits.detach(), logits[0])
+    assert trace.cache.cache_dict.keys() == cache.keys()
+    for key, value in cache.items():
+        assert torch.equal(trace[key].flatten(), value.flatten()) and not trace[key].requires_grad, key

@@ -49,9 +49,9 @@ WATCH = """() => {
   window.addEventListener('keydown', (event) => { if (event.key === 'Control') return;
     pressed.add(event.timeStamp); for (const kind in started) started[kind] = performance.now(); }, true);
   new MutationObserver(() => {
-    if (Number(shell.dataset.acknowledged) >= Number(shell.dataset.sent)) done('page');
+    if (Number(shell.dataset.acknowledged) >= Number(shell.dataset.sent) && shell.dataset.waiting !== 'true') done('page');
     if (Number(shell.dataset.settled) >= Number(shell.dataset.sent)) done('panels');
-  }).observe(shell, { attributes: true, attributeFilter: ['data-acknowledged', 'data-settled'] });
+  }).observe(shell, { attributes: true, attributeFilter: ['data-acknowledged', 'data-settled', 'data-waiting'] });
   const isKey = (entry) => entry.name === 'keydown' && pressed.has(entry.startTime);
   new PerformanceObserver((list) => list.getEntries().forEach((entry) => isKey(entry) && window.times.ring.push(entry.duration)))
     .observe({ type: 'event', durationThreshold: 16 });

@@ -102,10 +102,10 @@ class Tab:
         return self
 
     def settle(self) -> Tab:
-        """Until the server has answered everything that was sent, and the page shows it."""
+        """Until the server has answered everything that was sent, the text has been run, and the page shows it."""
         self.page.wait_for_function(
             """() => { const shell = find(document, '.lensplorer');
-                       return shell && Number(shell.dataset.acknowledged) >= Number(shell.dataset.sent ?? 0);
+                       return shell && Number(shell.dataset.acknowledged) >= Number(shell.dataset.sent ?? 0) && shell.dataset.waiting !== 'true';
                        function find(root, selector) {
                          for (const e of root.querySelectorAll('*')) {
                            if (e.matches(selector)) return e;

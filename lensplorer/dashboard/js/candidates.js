@@ -25,7 +25,7 @@ function makeCandidates(page) {
   let marked = null;
   const view = { from: 0, tall: 400 }; // what of the list can be seen
   scroll.addEventListener("scroll", () => (view.from = scroll.scrollTop), { passive: true });
-  new ResizeObserver((entries) => (view.tall = entries.at(-1).contentRect.height)).observe(scroll);
+  new ResizeObserver((entries) => (view.tall = entries.at(-1).contentRect.height || view.tall)).observe(scroll); // hidden, it has none
 
   search.addEventListener("input", () => page.act("search", { text: search.value }));
   search.addEventListener("keydown", (event) => {

@@ -124,7 +124,7 @@ function makePanels(page) {
       return;
     }
     drawControls(frame, part);
-    frame.root.classList.toggle("stale", false);
+    frame.root.classList.toggle("stale", Boolean(page.strip.waiting)); // it shows another text
     const isMarked = part.figures?.some((figure) => figure.kind === "columns"); // they show the cursor's column
     if (frame.part === part && frame.theme === page.theme && (frame.at === page.at() || !isMarked || page.fresh)) return;
     frame.part = part;

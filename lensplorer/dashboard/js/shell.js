@@ -139,6 +139,7 @@ export function render({ model, el }) {
     if (parts.has("status")) take(page.status.download);
     shell.dataset.acknowledged = page.status.acknowledged;
     shell.dataset.tokens = page.status.n;
+    shell.dataset.waiting = String(Boolean(page.strip.waiting && !page.strip.waiting.held)); // the text is still to be run
     shell.dataset.ready = String(Boolean(listening && page.model.name));
     if (page.settled) (shell.dataset.settled = page.settled.seq), (shell.dataset.panelsTook = page.settled.milliseconds);
     shell.classList.toggle("off", Boolean(page.strip.off));

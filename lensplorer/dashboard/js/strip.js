@@ -12,7 +12,7 @@ function makeStrip(page) {
   const note = make("div", { class: "note", role: "alert", hidden: true });
   const progress = make("div", { class: "progress", hidden: true });
   const goOn = make("div", { class: "note go-on", hidden: true });
-  const root = make("section", { class: "card strip", "aria-label": "Token strip" }, make("div", { class: "bar" }, tabs, legend), progress, tokens, goOn, note);
+  const root = make("section", { class: "card strip", "aria-label": "Token strip" }, make("div", { class: "bar" }, tabs, progress, legend), tokens, goOn, note);
   const tip = make("div", { class: "tip", role: "tooltip", hidden: true });
   const nodes = [];
   let shownViews = "";
@@ -177,6 +177,7 @@ function makeStrip(page) {
   function drawProgress() {
     const waiting = page.strip.waiting;
     progress.hidden = !waiting || waiting.held;
+    legend.hidden = !progress.hidden;
     goOn.hidden = !waiting?.held;
     if (!waiting) return;
     const running = page.running?.panel === "the text" ? page.running : { seconds: 0, expected: waiting.seconds, runs: 0 };
