@@ -31,14 +31,19 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "yarn")  # rotary scalings that
 
 
 def load_hugging_face(files: ModelFiles, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> tuple[Any, Any]:
-    """The Hugging Face model (eager attention, eval, frozen) and its tokenizer, from a local folder."""
+    """The Hugging Face model (eager attention, eval, frozen) and its tokenizer, from a local folder or GGUF file."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lensplorer.gguf_model import load_gguf
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
         with _quiet():
-            hf_model = AutoModelForCausalLM.from_pretrained(files.path, dtype=dtype, attn_implementation="eager", use_safetensors=True, **options)
-            tokenizer = AutoTokenizer.from_pretrained(files.path, **options)
+            if files.gguf is not None:
+                hf_model, tokenizer = load_gguf(files.path / files.gguf, files.name, dtype)
+            else:
+                hf_model = AutoModelForCausalLM.from_pretrained(files.path, dtype=dtype, attn_implementation="eager", use_safetensors=True, **options)
+                tokenizer = AutoTokenizer.from_pretrained(files.path, **options)
     except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
         raise ModelError(f"{files.name!r} cannot be loaded by transformers: {first_line(error)}") from error
     except Exception as error:  # safetensors raises its own error type, which is a plain Exception
@@ -147,7 +152,9 @@ class Loader:
         model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        default_bos = bool(getattr(model.cfg, "default_prepend_bos", True)) and self._own_bos
+        default_bos = bool(getattr(model.cfg, "default_prepend_bos", True)) and self._wants_bos
+        if self.files.gguf is not None:
+            model.cfg.default_prepend_bos = default_bos
         folded = str(getattr(model.cfg, "normalization_type", "")).endswith("Pre")
         info = ModelInfo(
             name=self.files.name,
@@ -189,15 +196,16 @@ class Loader:
     def _architecture(self) -> str:
         return type(self.hf_model).__name__
 
-    @property
-    def _own_bos(self) -> bool:
-        """Whether the tokenizer came with a BOS token of its own (TransformerLens later makes EOS stand in for a missing one)."""
-        if not hasattr(self, "_bos"):
-            self._bos = self.tokenizer is not None and self.tokenizer.bos_token_id is not None
-        return self._bos
-
     def __post_init__(self) -> None:
-        _ = self._own_bos  # read before TransformerLens touches the tokenizer
+        """Before TransformerLens touches the tokenizer: it makes EOS stand in for a missing BOS.
+
+        A GGUF file may say that a text has no BOS in front. TransformerLens would then read the tokenizer again, with BOS, from a folder that
+        there is not: it is told that this one has it.
+        """
+        self._wants_bos = self.tokenizer is not None and self.tokenizer.bos_token_id is not None
+        if self.files.gguf is not None and self._wants_bos:
+            self._wants_bos = bool(self.tokenizer.init_kwargs.get("add_bos_token", True))
+            self.tokenizer.init_kwargs["add_bos_token"] = True
 
     def _context(self, default: int) -> int:
         config = self.hf_model.config

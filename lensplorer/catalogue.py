@@ -1,12 +1,15 @@
 """Where a model's files are: built-in models, local folders, and the Hugging Face hub and its cache.
 
-Everything ends in a local folder in Hugging Face format, so that one loader serves all three. A hub model is taken as a snapshot of one
-revision (safetensors only), which also keeps a folder of the same name in the working directory from shadowing it.
+Everything ends in a local folder in Hugging Face format, or in one GGUF file, so that one loader serves all three. A hub model is taken as a
+snapshot of one revision (safetensors only), which also keeps a folder of the same name in the working directory from shadowing it.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,18 +22,20 @@ MODEL_VARIABLE = "LENSPLORER_MODEL"  #: environment variable that names the defa
 #: Top-level files of a snapshot: no subfolders (exports to other formats), no pickles, no second copy of the weights.
 _SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _SNAPSHOT_IGNORED = ["*/*", "consolidated*"]
+_HUB_FILE = re.compile(r"[^./~\\][^/\\]*/[^/\\]+/[^\\]+")  # owner/repository/file, the file in a folder or not
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's folder, and how it was named.
+    """A model's folder or file, and how it was named.
 
     Attributes:
-        name: what the user calls it, e.g. ``"gpt2"``, ``"storyworld"`` or ``"./my_model"``.
-        path: the folder with config.json.
-        kind: ``"built-in"``, ``"folder"`` or ``"hub"``.
+        name: what the user calls it, e.g. ``"gpt2"``, ``"storyworld"``, ``"./my_model"`` or ``"./model.gguf"``.
+        path: the folder with config.json, or with the GGUF file.
+        kind: ``"built-in"``, ``"folder"``, ``"gguf"`` (a file here) or ``"hub"``.
         repo_id: the hub's own name, for ``"hub"``.
         revision: the commit of the snapshot, for ``"hub"``.
+        gguf: the name of the GGUF file within ``path``; None for a model in Hugging Face format.
     """
 
     name: str
@@ -38,6 +43,7 @@ class ModelFiles:
     kind: str
     repo_id: str | None = None
     revision: str | None = None
+    gguf: str | None = None
 
 
 def default_model_name() -> str:
@@ -53,36 +59,85 @@ def known_models() -> list[str]:
 
 
 def find_model(name: str, *, revision: str | None = None) -> ModelFiles:
-    """The folder that holds the model called ``name``, fetched from the hub when it is neither built in nor a folder.
+    """Where the model called ``name`` is, fetched from the hub when it is neither built in nor here.
+
+    A name that ends in ``.gguf`` is a file here, or else ``owner/repository/file.gguf`` on the hub. A folder without config.json and with
+    one GGUF file stands for that file.
 
     Raises:
-        ModelError: no such model (with the nearest names), a folder without config.json, a gated model without log-in, no network.
+        ModelError: no such model (with the nearest names), no such file, a folder without a model or with several GGUF files, a gated model
+            without log-in, no network.
     """
     if not name or "\0" in name:
-        raise ModelError("A model needs a name: a built-in model ('storyworld'), a hub name ('gpt2') or a folder ('./my_model').")
+        raise ModelError(
+            "A model needs a name: a built-in model ('storyworld'), a hub name ('gpt2'), a folder ('./my_model') or a GGUF file ('./model.gguf')."
+        )
     if name in storyworld.MODEL_NAMES:
         return ModelFiles(name, storyworld.model_path(name), "built-in")
+    path = Path(name).expanduser()
+    if is_gguf(name) and not path.is_dir():
+        if path.is_file():
+            return _gguf(name, path)
+        if _HUB_FILE.fullmatch(name):
+            return _file_from_hub(name, revision)
+        raise ModelError(f"There is no file {str(path)!r}.{_other_files(path)} Expected a GGUF file, or owner/repository/file.gguf on the hub.")
     if _means_folder(name):
-        return ModelFiles(name, _checked_folder(Path(name).expanduser()), "folder")
+        return _checked_folder(name, path)
     return _from_hub(name, revision)
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a name is that of a GGUF file.
+
+    >>> is_gguf("./model.gguf"), is_gguf("gpt2")
+    (True, False)
+    """
+    return name.lower().endswith(".gguf")
+
+
+def gguf_files(folder: Path) -> list[str]:
+    """The GGUF files in a folder, by name; none if there is no such folder."""
+    return sorted(entry.name for entry in folder.iterdir() if is_gguf(entry.name) and entry.is_file()) if folder.is_dir() else []
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has a model in Hugging Face format or in a GGUF file."""
+    return (folder / "config.json").is_file() or bool(gguf_files(folder))
+
+
+def _gguf(name: str, path: Path) -> ModelFiles:
+    return ModelFiles(name, path.parent.resolve(), "gguf", gguf=path.name)
+
+
+def _other_files(path: Path) -> str:
+    held = gguf_files(path.parent)
+    close = nearest(path.name, held) or held[:3]
+    return f" {str(path.parent)!r} has {', '.join(map(repr, close))}." if close else ""
 
 
 def _means_folder(name: str) -> bool:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         return True
-    return (Path(name) / "config.json").is_file() and _official_name(name) is None
+    return holds_model(Path(name)) and _official_name(name) is None
 
 
-def _checked_folder(path: Path) -> Path:
+def _checked_folder(name: str, path: Path) -> ModelFiles:
     if not path.is_dir():
         raise ModelError(f"There is no folder {str(path)!r}. Expected a folder in Hugging Face format, or a hub name such as 'gpt2'.")
-    if not (path / "config.json").is_file():
-        held = sorted(entry.name for entry in path.iterdir())[:6]
+    if (path / "config.json").is_file():
+        return ModelFiles(name, path.resolve(), "folder")
+    files = gguf_files(path)
+    if len(files) == 1:
+        return _gguf(name, path / files[0])
+    if files:
         raise ModelError(
-            f"The folder {str(path)!r} has no config.json, so it is not a model in Hugging Face format."
-            f" It holds {', '.join(held) if held else 'nothing'}. Save one there with model.save_pretrained(...)."
+            f"The folder {str(path)!r} has {len(files)} GGUF files: {', '.join(files[:12])}. Name one, such as {str(path / files[0])!r}."
         )
-    return path.resolve()
+    held = sorted(entry.name for entry in path.iterdir())[:6]
+    raise ModelError(
+        f"The folder {str(path)!r} has no config.json, so it is not a model in Hugging Face format, and no GGUF file."
+        f" It holds {', '.join(held) if held else 'nothing'}. Save one there with model.save_pretrained(...)."
+    )
 
 
 def _official_name(name: str) -> str | None:
@@ -94,7 +149,36 @@ def _official_name(name: str) -> str | None:
 
 def _from_hub(name: str, revision: str | None) -> ModelFiles:
     from huggingface_hub import snapshot_download
+
+    repo_id = _official_name(name) or name
+    with _hub_errors(name, repo_id, revision):
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns=_SNAPSHOT_PATTERNS, ignore_patterns=_SNAPSHOT_IGNORED)
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"The hub repository {repo_id!r} has no config.json: it is not a model in Hugging Face format.{_suggestion(name)}"
+            f" A GGUF file in it is named {repo_id}/file.gguf."
+        )
+    return ModelFiles(name, path, "hub", repo_id, path.name)
+
+
+def _file_from_hub(name: str, revision: str | None) -> ModelFiles:
+    """One GGUF file of a repository, which may lie in a folder of it."""
+    from huggingface_hub import hf_hub_download
+
+    owner, repository, file = name.split("/", 2)
+    repo_id = f"{owner}/{repository}"
+    with _hub_errors(name, repo_id, revision):
+        path = Path(hf_hub_download(repo_id, file, revision=revision))
+    snapshot = path.parents[file.count("/")]
+    return ModelFiles(name, snapshot, "hub", repo_id, snapshot.name, gguf=file)
+
+
+@contextmanager
+def _hub_errors(name: str, repo_id: str, revision: str | None) -> Iterator[None]:
+    """What goes wrong on the hub, as a ModelError."""
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
@@ -104,24 +188,27 @@ def _from_hub(name: str, revision: str | None) -> ModelFiles:
         RevisionNotFoundError,
     )
 
-    repo_id = _official_name(name) or name
     try:
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns=_SNAPSHOT_PATTERNS, ignore_patterns=_SNAPSHOT_IGNORED)
+        yield
     except GatedRepoError as error:
         raise ModelError(f"{repo_id!r} is gated: accept its licence on its hub page, then log in with `hf auth login` (or set HF_TOKEN).") from error
     except RevisionNotFoundError as error:
         raise ModelError(f"{repo_id!r} has no revision {revision!r} on the hub.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelError(f"There is no model {name!r} on the hub.{_suggestion(name)} A private model needs `hf auth login`.") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{name!r} is not in the local Hugging Face cache and the hub cannot be reached.{_suggestion(name)}"
-            " The built-in 'storyworld' needs no network."
-        ) from error
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise ModelError(f"The hub repository {repo_id!r} has no config.json: it is not a model in Hugging Face format.{_suggestion(name)}")
-    return ModelFiles(name, path, "hub", repo_id, path.name)
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ModelError(_unreachable(name)) from error
+    except EntryNotFoundError as error:
+        raise ModelError(f"There is no file {name!r} on the hub: its repository {repo_id!r} has no such file.") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(_unreachable(name)) from error
+
+
+def _unreachable(name: str) -> str:
+    return (
+        f"{name!r} is not in the local Hugging Face cache and the hub cannot be reached.{_suggestion(name)}"
+        " The built-in 'storyworld' needs no network."
+    )
 
 
 def _suggestion(name: str) -> str:

@@ -114,12 +114,12 @@ def serve_api(**given: Any) -> None:
 def models(
     search: Annotated[str, typer.Argument(help="Show only names that contain this.")] = "",
 ) -> None:
-    """List the models known by name. Others on the hub, and folders in Hugging Face format, work as well."""
+    """List the models known by name. Others on the hub, folders in Hugging Face format and GGUF files work as well."""
     from lensplorer.catalogue import known_models
 
     found = [name for name in known_models() if search.lower() in name.lower()]
     if not found:
-        raise LensplorerError(f"No known model has {search!r} in its name. `lensplorer models` lists all; a hub name or a folder works too.")
+        raise LensplorerError(f"No known model has {search!r} in its name. `lensplorer models` lists all; a hub name, folder or GGUF file works too.")
     typer.echo("\n".join(found))
 
 

@@ -30,6 +30,7 @@ OPTIONAL = (
     ("umap-learn", "umap", "clusters", "the map of head clusters"),
     ("llguidance", "llguidance", "constraints", "sampling under a grammar, JSON schema or regular expression"),
     ("pyarrow", "pyarrow", "tables", "batches, and Parquet tables"),
+    ("gguf", "gguf", "gguf", "models in GGUF files"),
     ("ray", "ray", "ray", "batches on several processes or machines"),
 )
 

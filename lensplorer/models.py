@@ -119,8 +119,10 @@ def load_model(
     'hooked'
 
     Args:
-        name: a built-in model (``"storyworld"``, ``"storyworld-mini"``), a hub name (``"gpt2"``, ``"Qwen/Qwen2.5-0.5B"``) or a folder in
-            Hugging Face format (``"./my_model"``). None: the environment's ``LENSPLORER_MODEL``, else ``"storyworld"``.
+        name: a built-in model (``"storyworld"``, ``"storyworld-mini"``), a hub name (``"gpt2"``, ``"Qwen/Qwen2.5-0.5B"``), a folder in
+            Hugging Face format (``"./my_model"``), or a GGUF file (``"./model.gguf"``, a folder with one, or
+            ``"owner/repository/model.gguf"`` on the hub; needs the extra ``gguf``). None: the environment's ``LENSPLORER_MODEL``, else
+            ``"storyworld"``.
         device: ``"auto"`` (cuda, then mps, then cpu) or a torch device.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"`` or a torch dtype.
         backend: ``"hooked"`` (HookedTransformer), ``"bridge"`` (TransformerBridge), or ``"auto"``: the first unless it disagrees with
@@ -135,9 +137,11 @@ def load_model(
         A ``HookedTransformer`` or ``TransformerBridge`` in eval mode with frozen parameters; ``model_info(model)`` tells which and why.
 
     Raises:
-        ModelError: unknown name, bad option, a checkpoint that cannot be read, or one that neither backend computes correctly.
+        ModelError: unknown name, bad option, a checkpoint that cannot be read, a GGUF file of which something would be lost, or a model that
+            neither backend computes correctly.
 
-    Cost: reads the weights once; twice the model's memory until the probe is done.
+    Cost: reads the weights once; twice the model's memory until the probe is done. A GGUF file's are unpacked to ``dtype``: 135 M parameters
+        take some 10 s more.
     """
     if backend not in BACKENDS:
         raise ModelError(f"Unknown backend {backend!r}.{did_you_mean(backend, BACKENDS)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no tes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests import tiny
+from tests.missing import SKIPPED, missing
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +51,26 @@ def storyworld() -> Any:
     from lensplorer.models import load_model
 
     return load_model("storyworld")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real browser, the only one of the run. Without one the tests that drive it are skipped, loudly; under CI=true that is a failure."""
+    from tests.ui.conftest import FLAGS, find_browser
+
+    path = find_browser()
+    if path is None:
+        missing("No Chromium was found (chromium, chromium-browser or google-chrome on the PATH, or LENSPLORER_BROWSER)", "the browser tests")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Skipping is silent; this is not."""
+    for what, skipped in SKIPPED.items():
+        terminalreporter.section(f"{skipped.upper()} WERE SKIPPED", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{what}.", red=True)

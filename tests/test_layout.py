@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lensplorer.kvcache import WorkingCache
 from lensplorer.layout import lay_out_weights
 from lensplorer.models import model_info
-from lensplorer.trace import hook_names, run_model
+from lensplorer.running import hook_names, run_model
 from tests import tiny
 from tests.test_models import BRIDGED, IDS
 

@@ -16,7 +16,7 @@ from lensplorer.server.settings import DEFAULT_PORT, TOKEN_VARIABLE, ServerSetti
 
 
 def serve_options(
-    model: Annotated[str | None, typer.Option(help="Built-in model, hub name or folder. Default: LENSPLORER_MODEL, else storyworld.")] = None,
+    model: Annotated[str | None, typer.Option(help="Built-in model, hub name, folder or GGUF file. Default: LENSPLORER_MODEL or storyworld.")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Load models in bfloat16: half the memory, about two digits.")] = False,
     input: Annotated[Path | None, typer.Option("--input", "-i", help="Text file with the first prompt of the dashboard.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything the dashboard draws at random. Default: a fresh one.", min=0)] = None,

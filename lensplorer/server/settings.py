@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lensplorer.catalogue import holds_model, is_gguf
 from lensplorer.errors import ConfigError
 from lensplorer.storyworld import MODEL_NAMES
 
@@ -99,11 +99,11 @@ def is_loopback(host: str) -> bool:
 
 
 def is_path(name: str) -> bool:
-    """Whether a model's name would be read as a folder.
+    """Whether a model's name would be read as a folder or as a GGUF file.
 
-    >>> is_path("./model"), is_path("/srv/model"), is_path("gpt2"), is_path("Qwen/Qwen2.5-0.5B"), is_path("a/../b")
-    (True, True, False, False, True)
+    >>> is_path("./model"), is_path("/srv/model"), is_path("gpt2"), is_path("Qwen/Qwen2.5-0.5B"), is_path("a/../b"), is_path("model.gguf")
+    (True, True, False, False, True, True)
     """
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or is_gguf(name):
         return True
-    return name not in MODEL_NAMES and os.path.isfile(os.path.join(name, "config.json"))
+    return name not in MODEL_NAMES and holds_model(Path(name))

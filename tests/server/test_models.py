@@ -108,7 +108,9 @@ def test_a_broken_loader_shows_no_traceback(storyworld, caplog):
     assert "secret detail" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["./model", "/etc", "~/model", "..", "a/../../b", "C:\\model", "gpt2", "nonsense/nonsense"])
+@pytest.mark.parametrize(
+    "name", ["./model", "/etc", "~/model", "..", "a/../../b", "C:\\model", "model.gguf", "a/b/c.gguf", "gpt2", "nonsense/nonsense"]
+)
 def test_elsewhere_no_path_and_no_other_name_is_loaded(serving, name):
     client = serving(address="0.0.0.0", token=TOKEN)
     response = client.post("/api/model/load", json={"model_id": name}, headers={"Authorization": f"Bearer {TOKEN}"})
@@ -122,11 +124,15 @@ def test_what_may_be_loaded(tmp_path, monkeypatch):
     here, there = ServerSettings(), ServerSettings(address="0.0.0.0", token=TOKEN, model="gpt2")
     assert here.may_load("gpt2") and here.may_load("./model") and not ServerSettings(allowed_models=("gpt2",)).may_load("storyworld")
     assert there.may_load("gpt2") and there.may_load("storyworld-mini") and not there.may_load("distilgpt2")
-    with pytest.raises(ConfigError, match="is a path"):
-        ServerSettings(allowed_models=("./model",))
+    for path in ("./model", "model.gguf"):
+        with pytest.raises(ConfigError, match="is a path"):
+            ServerSettings(allowed_models=(path,))
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text("{}")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "model.gguf").touch()
     monkeypatch.chdir(tmp_path)
+    assert here.may_load("model.gguf") and is_path("files")
     assert is_path("gpt2") and not there.may_load("gpt2")  # a folder of that name has come up: it would be read instead
 
 

@@ -1,4 +1,4 @@
-"""A real browser on a real server. Without a browser the tests are skipped, loudly; under CI=true that is a failure."""
+"""A real browser (the fixture ``browser`` of ``tests.conftest``) on a real server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,23 +158,6 @@ class Tab:
 
     def close(self) -> None:
         self.context.close()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    path = find_browser()
-    if path is None:
-        missing = "No Chromium was found (chromium, chromium-browser or google-chrome on the PATH, or LENSPLORER_BROWSER)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        warnings.warn(pytest.PytestWarning(f"{missing}: THE BROWSER TESTS ARE SKIPPED."), stacklevel=1)
-        pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="session")
