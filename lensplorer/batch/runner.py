@@ -178,14 +178,22 @@ class Runner:
 
     def _run_alone(self, job: Job, timestamp: str) -> None:
         try:
-            run = run_model(self.model, torch.tensor([job.ids]), reads=self.reads)
-        except RuntimeError as error:
+            trace = self._trace_alone(job.ids)
+        except (RuntimeError, PromptError) as error:
             job.error = _said(error)
             return
-        trace = make_trace(self.model, torch.tensor(job.ids), run.logits[0], {name: value[0] for name, value in run.activations.items()})
         job.tables, job.runs, job.documents = {}, [], {}
         for request in self.shared:
             self._analyse(job, request, trace, timestamp)
+
+    def _trace_alone(self, ids: list[int]) -> Trace:
+        """The trace of one prompt; where one run would not fit the memory, in pieces."""
+        try:
+            run = run_model(self.model, torch.tensor([ids]), reads=self.reads)
+        except TraceError:
+            tree = TokenTree(self.model, reads=self.reads)
+            return tree.trace(tree.extend(tree.root, ids))
+        return make_trace(self.model, torch.tensor(ids), run.logits[0], {name: value[0] for name, value in run.activations.items()})
 
     def _analyse(self, job: Job, request: Request, trace: Trace | None, timestamp: str) -> None:
         function: Any = analyses()[request.name]
