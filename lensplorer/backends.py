@@ -15,7 +15,7 @@ import torch
 
 from lensplorer.catalogue import ModelFiles
 from lensplorer.errors import ModelError, first_line
-from lensplorer.layout import lay_out_weights
+from lensplorer.layout import lay_out_weights, quicken_linear_layers
 from lensplorer.models import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -127,6 +127,7 @@ class Loader:
                 )
         except Exception as error:  # as above
             raise ModelError(f"TransformerBridge cannot load {self._architecture}: {type(error).__name__}: {first_line(error)}") from error
+        quicken_linear_layers(model)
         return model
 
     # -- the proof ---------------------------------------------------------------------------------------------------------------

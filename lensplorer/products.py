@@ -15,7 +15,7 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     """``torch.nn.functional.linear``, with ``product_of_few`` where it is the faster. [..., d_in], [d_out, d_in] → [..., d_out]"""
     if _is_few(rows, weight):
         return _few(rows, weight, bias)
-    return torch.nn.functional.linear(rows, weight.contiguous(), bias)
+    return torch.nn.functional.linear(rows, weight, bias)
 
 
 def is_product_of_few(rows: torch.Tensor, weight: torch.Tensor) -> bool:

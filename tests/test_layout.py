@@ -253,9 +253,9 @@ def no_change(model: Any) -> tuple[str, Callable[[torch.Tensor, Any], torch.Tens
     return "hook_embed", lambda value, hook: value
 
 
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
-def test_a_step_copies_no_weight(name, tiny_model):
-    model = tiny_model(name)
+@pytest.mark.parametrize(("name", "backend"), [(name, "hooked") for name in HOOKED] + [(name, "bridge") for name in tiny.ARCHITECTURES])
+def test_a_step_copies_no_weight(name, backend, tiny_model):
+    model = tiny_model(name, backend=backend)
     weights = [parameter.numel() for key, parameter in model.named_parameters() if parameter.ndim >= 2 and "embed.W_E" not in key]
     smallest = min(size for size in weights if size >= 512)  # a key-value head's; biases of all heads are smaller
     assert max(written_in_a_step(model, 6), key=lambda write: write[1])[1] < smallest
