@@ -69,6 +69,12 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests in a browser come last: the event loop of Playwright stays open, and ``asyncio.run`` refuses to work beside it."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Skipping is silent; this is not."""
     for what, skipped in SKIPPED.items():

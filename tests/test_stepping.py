@@ -192,10 +192,10 @@ def test_window_is_the_end_of_the_trace(architecture: str, tiny_model: Callable[
         node = tree.extend(node, token_id)
     whole, end = tree.trace(node), tree.window(node, last=5)
     assert end.token_texts == whole.token_texts[-5:]
-    assert torch.equal(end.logits, whole.logits[-5:])
+    assert_close(end.logits, whole.logits[-5:])
     for name in whole.cache.cache_dict:
         axis = 1 if name.endswith("hook_pattern") or end[name].shape[0] != 5 else 0
-        assert torch.equal(end[name], whole[name].narrow(axis, 7, 5)), name
+        assert_close(end[name], whole[name].narrow(axis, 7, 5))  # made again in runs of other lengths, which round otherwise
     with pytest.raises(PromptError, match="1 to 12"):
         tree.window(node, last=13)
 

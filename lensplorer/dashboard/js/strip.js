@@ -11,7 +11,7 @@ function makeStrip(page) {
   const tokens = make("div", { class: "tokens", role: "listbox", "aria-label": "Tokens of the prompt", tabindex: "0" });
   const note = make("div", { class: "note", role: "alert", hidden: true });
   const progress = make("div", { class: "progress", hidden: true });
-  const goOn = make("div", { class: "note go-on", hidden: true });
+  const goOn = make("div", { class: "go-on", hidden: true });
   const root = make("section", { class: "card strip", "aria-label": "Token strip" }, make("div", { class: "bar" }, tabs, progress, legend), tokens, goOn, note);
   const tip = make("div", { class: "tip", role: "tooltip", hidden: true });
   const nodes = [];
