@@ -16,6 +16,7 @@ from lensplorer.segments import new_positions, stream_names
 LOGITS = "logits"
 
 _MOST_BYTES = 2**26
+_MOST_LOGITS = 16  # positions whose logits are kept without the rest
 _SHARE = 8  # and at most this part of all that the tree keeps
 
 
@@ -34,7 +35,20 @@ class Details:
         self._head_first = model_info(model).backend == "bridge"
         self._bound = min(_MOST_BYTES, max_bytes // _SHARE)
         self._bytes: OrderedDict[Node, int] = OrderedDict()  # the last looked at last
+        self._logits: OrderedDict[Node, torch.Tensor] = OrderedDict()
         self.n_bytes = 0
+
+    def logits(self, node: Node) -> torch.Tensor | None:
+        """The logits at one position; None if they are not kept. [d_vocab]"""
+        details = self.of(node)
+        return details[LOGITS] if details is not None else self._logits.get(node)
+
+    def keep_logits(self, node: Node, logits: torch.Tensor) -> None:
+        """Keep the logits of a position that was landed on. [d_vocab]"""
+        self._logits[node] = logits
+        self.n_bytes += logits.nbytes
+        if len(self._logits) > _MOST_LOGITS:
+            self.n_bytes -= self._logits.popitem(last=False)[1].nbytes
 
     def keep(self, node: Node, run: Run) -> dict[str, torch.Tensor]:
         """Keep every activation of a run over the position of ``node`` alone, without batch dimension; and return them."""
@@ -42,7 +56,7 @@ class Details:
         details = {name: own(new_positions(name, value[0], 1, n, head_first=self._head_first)) for name, value in run.activations.items()}
         if self.reached is None:
             self._learn(details)
-        details[LOGITS] = run.logits[0]
+        details[LOGITS] = run.logits[0, 0]
         node.details = details
         held = {value.data_ptr(): value.nbytes for value in details.values()}  # some have several names
         self._bytes[node] = sum(held.values())
@@ -58,6 +72,9 @@ class Details:
         return node.details
 
     def forget(self, node: Node) -> None:
+        """Let go what is kept of a node."""
+        if node in self._logits:
+            self.n_bytes -= self._logits.pop(node).nbytes
         if node.details is not None:
             node.details = None
             self.n_bytes -= self._bytes.pop(node)

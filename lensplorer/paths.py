@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lensplorer.details import LOGITS, own
+from lensplorer.details import own
 from lensplorer.errors import TraceError
 from lensplorer.locks import model_lock
 from lensplorer.nodes import Node, segments_to
@@ -173,16 +173,18 @@ class Path:
 
     def logits(self, start: int, stop: int) -> torch.Tensor:
         """The logits at some positions: those of a step, or the model's end again. [position, d_vocab]"""
-        if stop - start == 1:
-            details = self.tree.details.of(self._nodes(start, stop)[0])
-            if details is not None:
-                return details[LOGITS].clone()
+        node = self._nodes(start, stop)[0] if stop - start == 1 else None
+        known = self.tree.details.logits(node) if node is not None else None
+        if known is not None:
+            return known[None].clone()
         n_layers = int(self.tree.model.cfg.n_layers)
         pieces = []
         for a, b in self._pieces(start, stop):
             part = Part(n_layers, n_layers, self.stream(n_layers, a, b)[None]) if self.tree.cache.by_block else None
             logits = self._run(self.ids(a, b), a, reads=(), part=part).logits[0]
             pieces.append(logits.clone() if logits.is_inference() else logits)
+        if node is not None:
+            self.tree.details.keep_logits(node, pieces[0][0])
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     # -- results per position ------------------------------------------------------------------------------------------------------
