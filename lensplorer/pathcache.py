@@ -141,7 +141,7 @@ class PathCache:
             self._park(segment, max(segment.start, common), upto)
         self._working.truncate(common)
         self._path = [(segment, min(upto, common)) for segment, upto in path if segment.start < common]
-        ids = _ids(node)
+        ids = node.tree.path(node)
         for segment, upto in path:
             start = max(segment.start, common)
             if segment.stretch is None:
@@ -187,13 +187,3 @@ class PathCache:
     def stream_of(self, run: Run) -> list[torch.Tensor]:
         """The residual stream of a run, as a stretch takes it. n_layers + 1 of [position, d_model]"""
         return [run.activations[name][0] for name in self.stream]
-
-
-def _ids(node: Node) -> list[int]:
-    """The tokens from the first to ``node``."""
-    found: list[int] = []
-    step: Node | None = node
-    while step is not None and step.token_id is not None:
-        found.append(step.token_id)
-        step = step.parent
-    return found[::-1]

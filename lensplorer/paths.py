@@ -88,7 +88,7 @@ class Path:
         values = self._values(name, start, stop)
         if values is not None:
             return values
-        return self._join(name, [run[name] for run in self._again(name, start, stop)], stop)
+        return self._join(name, list(self._again(name, start, stop)), stop)
 
     def stream(self, row: int, start: int, stop: int) -> torch.Tensor:
         """The residual stream entering block ``row``, n_layers the final one; a view where it lies in one piece. [position, d_model]"""
@@ -113,7 +113,7 @@ class Path:
             return known
         return self.tree.details.keep(node, self._run([node.token_id or 0], len(node) - 1, reads=self.tree.cache.every, part=None))
 
-    def _again(self, name: str, start: int, stop: int) -> Iterator[dict[str, torch.Tensor]]:
+    def _again(self, name: str, start: int, stop: int) -> Iterator[torch.Tensor]:
         """One activation of more positions, piece by piece, by the block that makes it."""
         n_layers = int(self.tree.model.cfg.n_layers)
         found = _BLOCK.match(name)
@@ -128,7 +128,7 @@ class Path:
             residual = self.stream(first, a, b)[None] if last > 0 and self.tree.cache.by_block else None
             part = Part(first, last, residual) if self.tree.cache.by_block or found else None
             run = self._run(self.ids(a, b), a, reads=[name], part=part)
-            yield {name: self._new(name, value, a, b) for name, value in run.activations.items()}
+            yield own(new_positions(name, run.activations[name][0], b - a, b, head_first=self._head_first))
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         step = piece_length(self.tree.model, stop)
@@ -152,9 +152,6 @@ class Path:
     def _run(self, ids: list[int], start: int, *, reads: Any, part: Part | None) -> Run:
         with model_lock(self.tree.model):
             return self.tree.cache.again(self.node, ids, start, reads=reads, part=part)
-
-    def _new(self, name: str, value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        return own(new_positions(name, value[0], stop - start, stop, head_first=self._head_first))
 
     def _join(self, name: str, parts: list[torch.Tensor], n_sources: int) -> torch.Tensor:
         """Consecutive positions of one activation; attention with nothing beyond each query."""
@@ -196,7 +193,6 @@ class Path:
             Each of its variables that has a position, position first, and ``completeness`` where it names one; and the newest window's result.
         """
         key = (analysis, tuple(sorted(options.items())))
-        hash(key)
         parts: dict[str, list[np.ndarray]] = {}
         about = None
         for segment, upto in segments_to(self.node):

@@ -60,9 +60,7 @@ def run_bytes(model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_p
     return batch * (kept + _LIVE_SCORES * scores + _LIVE_ROWS * rows + n * int(cfg.d_vocab) * size * (3 if gradients else 1))
 
 
-def require_memory(
-    model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_past: int = 0, gradients: bool = False, logits: bool = True
-) -> None:
+def require_memory(model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_past: int = 0, gradients: bool = False) -> None:
     """Refuse a run that would take more memory than is free. Arguments as ``run_bytes``.
 
     Raises:

@@ -275,7 +275,7 @@ def query_variance(trace: Trace, *, exclude_first: bool = True) -> xr.Dataset:
     n, first = trace.n_sources, trace.n_sources - len(trace)
     found = torch.full((len(trace), trace.n_layers, int(trace.model.cfg.n_heads)), torch.nan)
     for layer in range(trace.n_layers):
-        valid = valid_sources(trace.model, layer, n)[first:]  # [query, source]
+        valid = valid_sources(trace.model, layer, n, first=first)  # [query, source]
         if exclude_first:
             valid[:, 0] = False
         count = valid.sum(-1)  # [query]
@@ -300,9 +300,9 @@ def query_spread(trace: Trace) -> xr.Dataset:
     return make_result(trace, query_spread, {"entropy": (dims, entropy), "sink": (dims, sink)})
 
 
-def valid_sources(model: LensModel, layer: int, n: int) -> torch.Tensor:
-    """Which sources each query of a block may read: s ≤ q, and within its sliding window. [query, source]"""
-    distance = torch.arange(n)[:, None] - torch.arange(n)[None]
+def valid_sources(model: LensModel, layer: int, n: int, *, first: int = 0) -> torch.Tensor:
+    """Which sources each query of a block from ``first`` on may read: s ≤ q, and within its sliding window. [query, source]"""
+    distance = torch.arange(first, n)[:, None] - torch.arange(n)[None]
     window = window_of(model, layer)
     return (distance >= 0) & (distance < (window if window is not None else n))
 
