@@ -3,9 +3,10 @@
 Both vendors' caches join past and new keys into a new tensor at every layer and step, which costs as much as the step itself after a few
 hundred tokens. Here a layer's keys and values live in a buffer with room to grow: an append writes the new rows and returns views.
 
-The buffer is [batch, head, position, d_head], which is what both backends' attention products read without copying. It belongs to one
-``TokenTree``, which holds keys and values once: those of the path in use here, those of other branches parked beside their tokens. It is overwritten
-when the tree turns to another branch, so nothing outside a run may keep a view of it.
+The buffer is [batch, head, position, d_head], which is what both backends' attention products read without copying; keys lie in it as rotated,
+but where TransformerLens' own attention steps (``layout._steps``) and rotates all of them each time. It belongs to one ``TokenTree``, which
+holds keys and values once: those of the path in use here, those of other branches parked beside their tokens. It is overwritten when the tree
+turns to another branch, so nothing outside a run may keep a view of it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lensplorer import products
 from lensplorer.kvcache import WorkingCache
 from lensplorer.layout import lay_out_weights
-from lensplorer.models import model_info
+from lensplorer.models import load_model, model_info
 from lensplorer.running import hook_names, run_model
 from tests import tiny
 from tests.test_models import BRIDGED, IDS
@@ -105,19 +107,26 @@ def whole(model: Any, **options: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("processing", ["none", "default"])
 @pytest.mark.parametrize("name", HOOKED)
-def test_every_activation_is_that_of_the_usual_layout(name, processing, tiny_model):
+def test_every_activation_is_that_of_the_usual_layout(name, processing, tiny_model, monkeypatch):
     model = tiny_model(name, processing=processing)
     before = usual(model)
     # MLPs without gate are multiplied as stored, by columns where TransformerLens has rows: all else is the same product
     agree([whole(model)], [whole(before)], exact=bool(model.cfg.gated_mlp))
-    agree(stepped(model), stepped(before))
+    steps = stepped(before)
+    agree(stepped(model), steps)
+    monkeypatch.setattr(products, "_LARGE", 1)  # as large weights are multiplied
+    agree([whole(model)], [whole(before)])
+    agree(stepped(model), steps)
 
 
 @pytest.mark.parametrize("options", RARE.values(), ids=RARE)
-def test_what_no_tiny_model_has(options):
+def test_what_no_tiny_model_has(options, monkeypatch):
     model, before = rare(options)
-    agree([whole(model)], [whole(before)])
-    agree(stepped(model), stepped(before))
+    steps = stepped(before)
+    for large in (products._LARGE, 1):
+        monkeypatch.setattr(products, "_LARGE", large)
+        agree([whole(model)], [whole(before)])
+        agree(stepped(model), steps)
 
 
 FLAGS = ["use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "ungroup_grouped_query_attention"]
@@ -174,6 +183,21 @@ def test_scores_of_nothing_and_a_hook_that_writes_in_place(name, tiny_model):
         return keys * 2
 
     agree(*(stepped(model, hooks=[("blocks.1.attn.hook_rot_k", change)]) for change in (overwrite, replace)))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_replaced_weights_are_read(name, tiny_folder, monkeypatch):
+    monkeypatch.setattr(products, "_LARGE", 1)
+    model = load_model(str(tiny_folder(name)), backend="hooked")
+    own = model.blocks[1].attn._parameters
+    key = "_W_K" if "_W_K" in own else "W_K"
+    before = stepped(model)
+    own[key].data.mul_(2)  # where it lies
+    doubled = stepped(model)
+    own[key] = torch.nn.Parameter(own[key].data / 2, requires_grad=False)  # elsewhere
+    agree(stepped(model), before)
+    assert not torch.allclose(doubled[-1]["logits"], before[-1]["logits"])
+    agree(stepped(copy.deepcopy(model)), before)
 
 
 @pytest.mark.parametrize("name", HOOKED)
