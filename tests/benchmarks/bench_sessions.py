@@ -5,7 +5,7 @@ is a real tab; the nineteen others are pages of the same server whose browsers w
 the tab's own browser takes when it is alone is added to it. All are told to step at once; the slowest of a round, median over the rounds, is held
 against the median of the steps that the tab makes alone, between the rounds. Beside it, the computing only.
 
-The model is the built-in one, since the pages are measured: a larger model would hide what they cost.
+Without ``--shape`` the model is the built-in one, since the pages are measured: a larger model hides what they cost.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from functools import partial
@@ -26,6 +27,7 @@ from playwright.sync_api import sync_playwright
 
 from lensplorer.dashboard.options import Options
 from lensplorer.dashboard.page import Desk, shared_model
+from tests.benchmarks import shapes
 from tests.benchmarks.bench_dashboard import WATCH, measure
 from tests.dashboard.test_sessions import Page
 from tests.ui.conftest import FLAGS, Tab, find_browser
@@ -36,15 +38,26 @@ PROMPT = "Once upon a time, there was a girl called Lily. " * 5
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shapes.shape_argument(parser, default=None)
+    options = parser.parse_args()
     path = find_browser()
     if path is None:
         print("no Chromium here: nothing measured")
         return 0
+    if not options.shape:
+        return serve(path, "storyworld")
+    with tempfile.TemporaryDirectory() as folder:
+        shapes.save(shapes.plain_model(options.shape), Path(folder))
+        return serve(path, folder)
+
+
+def serve(path: str, model: str) -> int:
+    """The page of ``model`` on a server in this process, and a browser that drives it."""
     desks: list[Desk] = []
 
     def serve_page() -> object:
-        desks.append(Desk(Options(model="storyworld")))
+        desks.append(Desk(Options(model=model)))
         return desks[-1].page
 
     server = pn.serve({"explorer": serve_page}, address="127.0.0.1", show=False, start=False, verbose=False)
@@ -52,7 +65,7 @@ def main() -> int:
 
     def drive() -> None:
         try:
-            found.append(compare(path, f"http://127.0.0.1:{server.port}/explorer", desks))
+            found.append(compare(path, f"http://127.0.0.1:{server.port}/explorer", model, desks))
         finally:
             server.io_loop.add_callback(server.io_loop.stop)
 
@@ -61,16 +74,16 @@ def main() -> int:
     return found[0] if found else 1
 
 
-def compare(path: str, url: str, desks: list[Desk]) -> int:
+def compare(path: str, url: str, model: str, desks: list[Desk]) -> int:
     """The tab alone and with the others, by turns."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         tab = Tab(browser, url, query="?" + urlencode({"prompt": PROMPT})).ready()
         tab.page.evaluate(WATCH)
         shown = desks[-1].explorer.state.shown
-        others = [_open(shared_model("storyworld"), shown) for _ in range(N_PAGES - 1)]
+        others = [_open(shared_model(model), shown) for _ in range(N_PAGES - 1)]
         for desk in [desks[-1], *(page.desk for page in others)]:
-            while desk.explorer.saes.loading or not desk.explorer.saes.loaded:
+            while desk.explorer.saes.loading or (model == "storyworld" and not desk.explorer.saes.loaded):
                 time.sleep(0.05)
         together(tab, others)
         measure(tab, ["l"] * N_ALONE)
