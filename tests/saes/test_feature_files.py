@@ -37,7 +37,7 @@ CIRCUIT_TRACER = fields(
         "bottom_logits": TEXTS,
         "quantile_values": NUMBERS,
         "histogram": NUMBERS,
-        **dict.fromkeys(("act_min", "act_max", "activation_frequency"), {"type": "number"}),
+        **{name: {"type": "number"} for name in ("act_min", "act_max", "activation_frequency")},
     }
 )
 #: Tables of Neuronpedia's database, a line of whose export is a row; its API adds activations and explanations to a feature.
@@ -155,9 +155,9 @@ def test_they_are_an_saes_labels_and_the_rest_has_top_tokens(of, tiny_model, tmp
 def test_labels_of_another_sae_are_refused(tiny_model, tmp_path):
     made = tiny_saes.of(tiny_model("gpt2"), metadata={"neuronpedia_id": "gpt2/2-res-x"})
     folder = tiny_saes.save(made, tmp_path / "sae")
-    with pytest.raises(SAEError, match="of 'gpt2/1-res-x', and the SAE .* is 'gpt2/2-res-x' on Neuronpedia"):
+    with pytest.raises(SAEError, match=r"of 'gpt2/1-res-x', and the SAE .* is 'gpt2/2-res-x' on Neuronpedia"):
         load_sae(folder=folder, labels=write(tmp_path / "7.json", neuronpedia()))
-    with pytest.raises(SAEError, match="labels the feature 96, and the SAE .* has 96"):
+    with pytest.raises(SAEError, match=r"labels the feature 96, and the SAE .* has 96"):
         load_sae(folder=folder, labels=write(tmp_path / "96.json", circuit_tracer(96)))
     with pytest.raises(SAEError, match=r"cannot be read.*none\.json"):
         load_sae(folder=folder, labels=tmp_path / "none.json")
@@ -185,7 +185,7 @@ def test_damage_is_named(case, tmp_path):
 
 
 def test_what_is_no_file_of_features_is_refused(tmp_path):
-    with pytest.raises(FormatError, match="line 2.*of 'gpt2/3-res-x', and a file before it of 'gpt2/1-res-x'"):
+    with pytest.raises(FormatError, match=r"line 2.*of 'gpt2/3-res-x', and a file before it of 'gpt2/1-res-x'"):
         read_feature_notes(write(tmp_path / "two.jsonl", neuronpedia(), neuronpedia(layer="3-res-x")))
     with pytest.raises(FormatError, match="expected pos_str"):
         read_feature_notes(write(tmp_path / "other.json", {"index": 3}))
