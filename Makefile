@@ -24,7 +24,9 @@ bench: install-test
 	@for name in stepping opening dashboard analyses attribution; do \
 		echo "== $$name, SmolLM2's shape"; $(BIN)/python -W ignore tests/benchmarks/bench_$$name.py --shape smollm2 || exit 1; done
 
-# What takes an installation or processes of its own, once a week: the real Inseq, Ray actors, and twenty kills of a batch.
+# What takes an installation or processes of its own, once a week: the real Inseq and circuit-tracer, Ray actors, and twenty kills of a batch.
+# TokenLens is in no package index: LENSPLORER_TOKENLENS names a folder of its sources and LENSPLORER_TOKENLENS_PAGE the address of its page
+# (tests/formats/peer/test_tokenlens.py). Without them those tests are skipped, loudly.
 peers: install-test
 	$(PIP) install --quiet --editable ".[ray]"
 	LENSPLORER_RAY=1 LENSPLORER_KILLS=20 $(BIN)/python -m pytest tests/formats/peer tests/batch/test_ray.py tests/batch/test_engine.py

@@ -41,7 +41,8 @@ class DisplayConfig:
 class SAEConfig:
     """One ``[[sae]]``: by release and sae_id, by folder, or by filename, with repo_id on the hub.
 
-    A raw file that does not say it itself is described by layer, hook, hook_out, architecture and k, as in ``load_sae``.
+    A raw file that does not say it itself is described by layer, hook, hook_out, architecture and k, as in ``load_sae``. labels is a file or folder
+    of what other programs wrote about its features.
     """
 
     layer: int | None = None
@@ -55,6 +56,7 @@ class SAEConfig:
     hook_out: str | None = None
     architecture: str | None = None
     k: int | None = None
+    labels: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lensplorer.config import Config, load_config
@@ -43,6 +45,32 @@ def test_the_seeds_file_is_accepted(tmp_path):
     assert config.model.name == "Qwen/Qwen2.5-0.5B" and config.prompt.max_prompts == 9
     assert config.display.tokens_to_show == 30 and config.display.cache_size == 100
     assert [sae.layer for sae in config.sae] == [8, None] and config.sae[1].release == "gpt2-small-res-jb"
+
+
+#: Each key that Token Explorer's code reads (willkurt/token-explorer b63a7db, phunterlau/token-explorer 5367a11), with a value of its type.
+READ_BY_TOKEN_EXPLORER = {
+    "model": {"name": "some/model", "enable_sae": True},
+    "prompt": {"example_prompt": "It was", "max_prompts": 4},
+    "display": {"tokens_to_show": 12, "cache_size": 7},
+}
+SAE_READ_BY_TOKEN_EXPLORER = {"layer": 3, "repo_id": "some/saes", "filename": "layer_3.safetensors", "revision": "new"}
+
+
+def toml(tables):
+    return "\n".join(f"[{name}]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in table.items()) for name, table in tables.items())
+
+
+def test_every_key_that_token_explorer_reads_is_read(tmp_path):
+    config = load_config(write(tmp_path, toml({**READ_BY_TOKEN_EXPLORER, "[sae]": SAE_READ_BY_TOKEN_EXPLORER})))
+    for section, table in READ_BY_TOKEN_EXPLORER.items():
+        assert {key: getattr(getattr(config, section), key) for key in table} == table
+    assert {key: getattr(config.sae[0], key) for key in SAE_READ_BY_TOKEN_EXPLORER} == SAE_READ_BY_TOKEN_EXPLORER
+
+
+def test_the_first_token_explorer_writes_fewer(tmp_path):
+    """No SAEs, no cache; what it leaves out has the values that the extended one falls back to, but for its switch of SAEs."""
+    config = load_config(write(tmp_path, toml({**READ_BY_TOKEN_EXPLORER, "model": {"name": "some/model"}, "display": {"tokens_to_show": 12}})))
+    assert config.display.cache_size == 100 and config.sae == () and config.model.enable_sae
 
 
 def test_every_part_has_defaults(tmp_path):

@@ -39,7 +39,7 @@ class SAEInfo:
         release, sae_id, revision: under which it was loaded, where it was.
         neuronpedia_id: e.g. ``"gpt2-small/8-res-jb"``.
         expected_l0: active features per token as the release states; None if it does not.
-        labels_path: labels stored beside the weights.
+        labels_path: labels stored beside the weights, or given with them.
         reconstructs: False for a cross-layer transcoder cut into layers: features only, no reconstruction.
     """
 

@@ -1,4 +1,4 @@
-"""What a feature is about: labels stored beside the SAE, else the tokens that it promotes; and its page on Neuronpedia.
+"""What a feature is about: labels stored beside the SAE or given with it, else the tokens that it promotes; and its page on Neuronpedia.
 
 A feature's direct effect on the logits is its decoder direction through the final norm's weight and the unembedding (the norm's scale is one
 positive number per position and does not change the order): ``(d - mean(d) under LayerNorm) ⊙ γ · W_U``.
@@ -7,8 +7,8 @@ positive number per position and does not change the order): ``(d - mean(d) unde
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lensplorer.analyses.unembedding import read_norm
-from lensplorer.errors import SAEError
-from lensplorer.saes.info import sae_info
+from lensplorer.errors import FormatError, SAEError
+from lensplorer.formats.files import read_bytes
+from lensplorer.saes.feature_files import read_feature_notes
+from lensplorer.saes.info import SAEInfo, sae_info
 from lensplorer.saes.site import find_site
 from lensplorer.tokens import token_texts, visible
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 _CHUNK = 2**24  # logits at a time in float32: 64 MiB
 _SHOWN = 4  # tokens in a label's one line
+_OWN = "lensplorer"
+
+#: Name of the labels stored beside an SAE: {"features": [{label, promotes, examples, density}, …]}, one for each feature.
+LABELS = "labels.json"
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,16 @@ def feature_labels(model: LensModel, sae: Any, features: Iterable[int], *, token
     """
     info = sae_info(sae)
     wanted = [check_feature(sae, feature) for feature in features]
+    found: dict[int, FeatureLabel] = {}
     if stored_labels(sae) is not None:
+        assert info.labels_path is not None
         labels = _stored(info.labels_path, info.neuronpedia_id, tokens)
-        return [labels[feature] for feature in wanted]
-    found = []
-    for feature, texts in zip(wanted, promoted_tokens(model, sae, wanted, tokens=tokens), strict=True):
+        found = {feature: labels[feature] for feature in wanted if feature in labels}
+    rest = [feature for feature in wanted if feature not in found]
+    for feature, texts in zip(rest, promoted_tokens(model, sae, rest, tokens=tokens), strict=True):
         line = " ".join(visible(text) for text in texts[:_SHOWN])
-        found.append(FeatureLabel(feature, line, "top tokens", tuple(texts), url=neuronpedia_url(info.neuronpedia_id, feature)))
-    return found
+        found[feature] = FeatureLabel(feature, line, "top tokens", tuple(texts), url=neuronpedia_url(info.neuronpedia_id, feature))
+    return [found[feature] for feature in wanted]
 
 
 def promoted_tokens(model: LensModel, sae: Any, features: Sequence[int], *, tokens: int = 8) -> list[list[str]]:
@@ -104,41 +112,55 @@ def promoted_tokens(model: LensModel, sae: Any, features: Sequence[int], *, toke
     return [token_texts(model.tokenizer, row) for row in torch.cat(best).tolist()]
 
 
-def stored_labels(sae: Any) -> list[dict[str, Any]] | None:
-    """The labels stored beside an SAE, one entry per feature; None if there are none.
+def stored_labels(sae: Any) -> Mapping[int, Mapping[str, Any]] | None:
+    """The labels stored beside an SAE or given with it, by feature; None if there are none. A file of other programs may hold a few features only.
 
     Raises:
-        SAEError: the file cannot be read or does not fit the SAE.
+        SAEError: they cannot be read, or are of another SAE.
     """
     info = sae_info(sae)
     if info.labels_path is None:
         return None
-    entries = _read_labels(info.labels_path)
-    if len(entries) != info.d_sae:
-        raise SAEError(f"{str(info.labels_path)!r} labels {len(entries)} features, and the SAE has {info.d_sae}.")
+    source, entries = _read_labels(info.labels_path)
+    _check_fit(info, source, entries)
     return entries
 
 
+def _check_fit(info: SAEInfo, source: str | None, entries: Mapping[int, Mapping[str, Any]]) -> None:
+    path = str(info.labels_path)
+    if source == _OWN and len(entries) != info.d_sae:
+        raise SAEError(f"{path!r} labels {len(entries)} features, and the SAE has {info.d_sae}.")
+    if max(entries, default=0) >= info.d_sae:
+        raise SAEError(f"{path!r} labels the feature {max(entries)}, and the SAE {info.name!r} has {info.d_sae}: they are of another SAE.")
+    if source not in (None, _OWN) and info.neuronpedia_id is not None and "/" in str(source) and source != info.neuronpedia_id:
+        raise SAEError(f"{path!r} says that it is of {source!r}, and the SAE {info.name!r} is {info.neuronpedia_id!r} on Neuronpedia.")
+
+
 @lru_cache(maxsize=32)
-def _read_labels(path: Path) -> list[dict[str, Any]]:
+def _read_labels(path: Path) -> tuple[str | None, dict[int, dict[str, Any]]]:
+    """Which SAE the labels say they are of, and an entry {label, promotes, examples, density} by feature."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["features"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SAEError(f"The labels {str(path)!r} cannot be read: {error!r}") from error
-    return list(entries)
+        own = json.loads(read_bytes(path)) if path.suffix == ".json" else None
+        if isinstance(own, dict) and isinstance(own.get("features"), list):
+            return _OWN, dict(enumerate(own["features"]))
+        notes = read_feature_notes(path)
+    except (FormatError, ValueError, RecursionError) as error:
+        raise SAEError(f"The labels {str(path)!r} cannot be read: {error}") from error
+    said = {feature: found for feature, found in notes.features.items() if found.label or found.promotes or found.examples}
+    return notes.source, {feature: asdict(found) for feature, found in said.items()}
 
 
 @lru_cache(maxsize=32)
-def _stored(path: Path, neuronpedia_id: str | None, tokens: int) -> tuple[FeatureLabel, ...]:
+def _stored(path: Path, neuronpedia_id: str | None, tokens: int) -> dict[int, FeatureLabel]:
     """The labels of a file, by feature. Cost: 10 µs a feature, once."""
-    labels = []
-    for feature, entry in enumerate(_read_labels(path)):
+    labels = {}
+    for feature, entry in _read_labels(path)[1].items():
         promotes = tuple(entry.get("promotes", ()))[:tokens]
         examples = tuple((str(text), float(value)) for text, value in entry.get("examples", ()))
         text = entry.get("label") or " ".join(visible(token) for token in promotes[:_SHOWN]) or (examples[0][0] if examples else "never fires")
         url = neuronpedia_url(neuronpedia_id, feature)
-        labels.append(FeatureLabel(feature, str(text), "stored", promotes, examples, entry.get("density"), url))
-    return tuple(labels)
+        labels[feature] = FeatureLabel(feature, str(text), "stored", promotes, examples, entry.get("density"), url)
+    return labels
 
 
 def check_feature(sae: Any, feature: int) -> int:

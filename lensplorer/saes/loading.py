@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ from lensplorer.errors import SAEError
 from lensplorer.models import resolve_device, resolve_dtype
 from lensplorer.saes.hub import fetch, hub_errors
 from lensplorer.saes.info import describe, quiet_sae_lens, sae_info, sae_lens
+from lensplorer.saes.labels import LABELS, stored_labels
 from lensplorer.saes.raw import RawSource, load_raw
 from lensplorer.saes.registry import BUILT_IN, check_id, directory
-
-_LABELS = "labels.json"
 
 
 def load_sae(
@@ -33,6 +32,7 @@ def load_sae(
     architecture: str | None = None,
     k: int | None = None,
     model_name: str | None = None,
+    labels: str | Path | None = None,
     device: str = "cpu",
     dtype: str | torch.dtype = "float32",
 ) -> Any:
@@ -53,6 +53,8 @@ def load_sae(
         layer: block of a raw file whose name and metadata do not say it.
         hook, hook_out: what a raw file reads, and for a transcoder what it predicts, where nothing else says so; relative to ``layer`` or whole.
         architecture, k: a raw file's activation function, where nothing else says it: "standard" (ReLU), "topk" with ``k``, "transcoder".
+        labels: what its features are about, by other programs: a file or folder of Neuronpedia's or circuit-tracer's feature JSON, or the folder of
+            a Neuronpedia export. Features that it leaves out keep their top tokens.
         model_name: the model that this SAE is of, where it goes by another name here than in its metadata (a local copy).
         device, dtype: as ``load_model``; an SAE keeps float32 unless told otherwise, whatever the model's.
 
@@ -61,7 +63,8 @@ def load_sae(
 
     Raises:
         SAEError: sae-lens is not installed; unknown release (with the nearest names) or id (with the release's ids); no network; a file
-            with missing or misshapen tensors; a raw file of which nobody says the hook or the activation function; conflicting arguments.
+            with missing or misshapen tensors; a raw file of which nobody says the hook or the activation function; conflicting arguments; labels that
+            cannot be read or are of another SAE.
 
     Cost: reads the weights once; the first call imports sae-lens, some seconds.
     """
@@ -74,17 +77,17 @@ def load_sae(
     if filename:
         source = RawSource(filename, repo_id, revision, layer, hook, hook_out, architecture, k, model_name)
         sae, source = load_raw(source, device=device, dtype=dtype)
-        return _finished(sae, source.name, model_name, layer, revision=revision)
+        return _with_labels(_finished(sae, source.name, model_name, layer, revision=revision), labels)
     raw_only = [name for name, given in (("hook", hook), ("hook_out", hook_out), ("architecture", architecture), ("k", k)) if given]
     if raw_only:
         raise SAEError(f"{', '.join(raw_only)} describe a raw file; an SAE of a release or folder says it itself.")
     if folder:
         path = Path(folder).expanduser()
-        return _finished(_from_folder(path, device, dtype), str(folder), model_name, layer, labels_path=_labels(path))
+        return _with_labels(_finished(_from_folder(path, device, dtype), str(folder), model_name, layer, labels_path=_labels(path)), labels)
     assert release is not None
     if not sae_id:
         check_id(release, "")
-    return _from_release(release, str(sae_id), revision, device, dtype, model_name, layer)
+    return _with_labels(_from_release(release, str(sae_id), revision, device, dtype, model_name, layer), labels)
 
 
 def load_sae_config(path: str | Path, *, device: str = "cpu", dtype: str | torch.dtype = "float32") -> list[Any]:
@@ -212,8 +215,15 @@ def _finished(sae: Any, name: str, model_name: str | None, layer: int | None, **
     return sae
 
 
+def _with_labels(sae: Any, labels: str | Path | None) -> Any:
+    if labels is not None:
+        sae.lensplorer_info = replace(sae.lensplorer_info, labels_path=Path(labels).expanduser())
+        stored_labels(sae)  # what is wrong with them is said now
+    return sae
+
+
 def _labels(folder: Path) -> Path | None:
-    path = folder / _LABELS
+    path = folder / LABELS
     return path if path.is_file() else None
 
 

@@ -1,13 +1,14 @@
 """SAEs and transcoders from a bare weights file, as circuit-tracer and the first seed's ``[[sae]]`` tables name them.
 
-What a file must say, and where it is looked for, in this order: the caller's own words; ``cfg.json`` beside it; ``config.yaml`` at the root of its
-repository (circuit-tracer's: model_name, feature_input_hook, feature_output_hook); the releases known here. What nobody says is refused,
-above all the activation function: a TopK SAE read as a ReLU one gives hundreds of features too many.
+What a file must say, and where it is looked for, in this order: the caller's own words; ``cfg.json`` beside it; ``config.yaml`` beside it or
+at the root of its repository (circuit-tracer's: model_name, feature_input_hook, feature_output_hook); the releases known here. What nobody says
+is refused, above all the activation function: a TopK SAE read as a ReLU one gives hundreds of features too many.
 
 Facts of the formats, which decide shapes and hooks:
 
 - circuit-tracer stores ``W_enc`` as [d_sae, d_in], and older files ``W_dec`` as [d_out, d_sae]; ``W_skip`` is [d_out, d_in] and acts as
-  ``x · W_skip.T``. A file without thresholds is ReLU. Orientation is told here from the biases, [d_sae] and [d_out].
+  ``x · W_skip.T``, Gemma Scope 2's ``affine_skip_connection`` is that turned. A file without thresholds is ReLU. Orientation is told here from
+  the biases, [d_sae] and [d_out].
 - The Llama 3.2 skip transcoders of the seed read ``hook_resid_mid``, the MLP's input *before* its norm, as circuit-tracer's own configuration
   says; others (Gemma Scope, Qwen 3) read it after. They were trained without the beginning-of-text position but with it in the context.
 """
@@ -164,6 +165,8 @@ def read_tensors(path: Path, name: str) -> dict[str, torch.Tensor]:
     except (OSError, ValueError, SafetensorError) as error:
         raise SAEError(f"The weights {name!r} cannot be read: {error}") from error
     found = {_NAMES.get(key, _NAMES.get(key.lower(), key)): tensor for key, tensor in tensors.items()}
+    if "affine_skip_connection" in found:
+        found["W_skip"] = found.pop("affine_skip_connection").T
     if "log_threshold" in found:
         found["threshold"] = found.pop("log_threshold").exp()
     return found
@@ -245,7 +248,11 @@ def _with_cfg_json(source: RawSource, path: Path) -> RawSource:
 
 def _with_config_yaml(source: RawSource, path: Path) -> RawSource:
     """What circuit-tracer's ``config.yaml`` says; its files without thresholds are ReLU."""
-    found = fetch_if_there(source.repo_id, "config.yaml", source.revision) if source.repo_id else path.with_name("config.yaml")
+    if source.repo_id:
+        places = dict.fromkeys((str(Path(source.filename).with_name("config.yaml")), "config.yaml"))
+        found = next(filter(None, (fetch_if_there(source.repo_id, place, source.revision) for place in places)), None)
+    else:
+        found = path.with_name("config.yaml")
     if found is None or not found.is_file():
         return source
     import yaml

@@ -103,6 +103,33 @@ def test_a_circuit_tracer_file_is_turned_and_keeps_its_skip_connection(architect
     assert (info.hook, info.hook_out, info.model_name) == ("blocks.1.mlp.hook_in", "blocks.1.mlp.hook_out", "gpt2")
 
 
+def test_gemma_scope_2s_skip_connection_is_turned(tmp_path):
+    """circuit-tracer 0.5.0 and sae-lens read ``affine_skip_connection`` as x · affine, where ``W_skip`` is x · W_skip.T."""
+    made = tiny_saes.make("jumprelu_skip_transcoder", "gpt2")
+    tensors = {"w_enc": made.W_enc, "w_dec": made.W_dec, "b_enc": made.b_enc, "b_dec": made.b_dec, "threshold": made.threshold}
+    tensors["affine_skip_connection"] = made.W_skip.T
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "params.safetensors")
+    loaded = load_sae(filename=str(tmp_path / "params.safetensors"), layer=1, hook="mlp.hook_in", hook_out="hook_mlp_out")
+    x = torch.randn(5, 32)
+    assert torch.allclose(loaded(x), made(x), atol=1e-6)
+
+
+def test_circuit_tracers_configuration_may_lie_beside_the_file_on_the_hub(tmp_path):
+    """As in repositories with a folder for each width."""
+    path = circuit_tracer_file(tmp_path / "file.safetensors", tiny_saes.make("transcoder", "gpt2"))
+    home = tmp_path / "hf"
+    config = b"model_name: gpt2\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n"
+    tiny_saes.hub_cache(home, "some/transcoders", {"width_1k/layer_2.safetensors": path, "width_1k/config.yaml": config})
+    out = run_offline(
+        home,
+        """
+        info = lp.sae_info(lp.load_sae(repo_id="some/transcoders", filename="width_1k/layer_2.safetensors"))
+        print(info.hook, info.hook_out)
+        """,
+    )
+    assert out.split() == ["blocks.2.mlp.hook_in", "blocks.2.mlp.hook_out"]
+
+
 def test_the_seeds_llama_table_loads_from_the_cache_at_its_revision(tmp_path):
     made = tiny_saes.make("skip_transcoder", None)
     path = circuit_tracer_file(tmp_path / "file.safetensors", made)

@@ -4,6 +4,8 @@ python in_inseq.py write MODEL_FOLDER OUT      # from the folder that holds MODE
 python in_inseq.py read FILE ...
 """
 
+import contextlib
+import io
 import json
 import sys
 
@@ -11,6 +13,18 @@ import inseq
 import numpy as np
 
 TEXT, GENERATED = "Once upon a time", "Once upon a time there was"
+
+
+def viewed(loaded):
+    """What its viewers make of the file as it is: the heat map as HTML and on the console, and the text with its scores."""
+    console = io.StringIO()
+    with contextlib.redirect_stdout(console):
+        loaded.show()
+    return {
+        "show": loaded.show(display=False, return_html=True),
+        "console": console.getvalue(),
+        "show_tokens": loaded.show_tokens(display=False, return_html=True),
+    }
 
 
 def described(path):
@@ -34,7 +48,9 @@ def described(path):
                 "shown": all(token.token.strip("Ġ") in shown for token in sequence.target[1:]),
             }
         )
-    return {"info": {key: loaded.info[key] for key in ("model_name", "attribution_method", "input_texts", "generated_texts")}, "sequences": found}
+    coarse = all(sequence.target_attributions.ndim == 2 for sequence in loaded)
+    info = {key: loaded.info[key] for key in ("model_name", "attribution_method", "input_texts", "generated_texts")}
+    return {"info": info, "sequences": found, "viewed": viewed(loaded) if coarse else None}
 
 
 def write(model, out):
