@@ -144,7 +144,7 @@ class RunQueue:
             await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise Dropped("The client has left.")
-            return answer.result()  # type: ignore[no-any-return]
+            return answer.result()
         finally:
             leaving.cancel()
             answer.cancel()
