@@ -11,7 +11,7 @@ from lensplorer.models import LensModel
 from lensplorer.segments import is_attention
 
 #: Tokens of one run of a batch on a CPU. More at a time gains nothing there, and a run is what everybody else has to wait for.
-_CPU_BATCH = 512
+_CPU_BATCH = 256
 _UNCHECKED = 256  # tokens: a run over fewer is always made
 _LIVE_SCORES = 5  # copies of one block's attention scores while it runs: raw, scaled, masked, softmax, and one in the making
 _LIVE_ROWS = 8  # and of its widest activation
