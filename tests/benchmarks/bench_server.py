@@ -4,9 +4,9 @@
     python tests/benchmarks/bench_server.py --seconds 60 --model .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 First one client alone: previews, steps and lenses of short prompts, on an idle server. Then the same beside a long analysis, which yields between two
-runs of the model: so the run under way is waited for, and no more. Then all at once, for the time given: 24 of the clients do as the first, with a
-second between an answer and the next request; one asks for one long analysis after another; and 25 ask for long ones every few seconds and hang up
-within one.
+runs of the model: so the run under way is waited for, and no more. Then 24 of the clients do as the first, with a second between an answer and the
+next request, for a quarter of the time given. Then all at once, for that time: beside the 24, one asks for one long analysis after another, and 25 ask
+for long ones every few seconds and hang up within one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,9 @@ async def alone(url: str, sentences: int, *, beside_long: bool) -> list[float]:
     return seen.waits[0]
 
 
-async def crowd(url: str, pid: int, clients: int, seconds: float, sentences: int) -> tuple[Seen, list[float]]:
-    """What all of them see, and the server's memory, once a second after the first sixth."""
+async def crowd(url: str, pid: int, kinds: list[Callable[..., Any]], seconds: float, sentences: int) -> tuple[Seen, list[float]]:
+    """What one client of each of these kinds sees, and the server's memory, once a second after the first sixth."""
     seen, memory = Seen(), list[float]()
-    kinds: list[Callable[..., Any]] = [stay_long, *([stay] * (clients - clients // 2 - 1)), *([leave] * (clients // 2))]
     connections = [httpx.AsyncClient(base_url=url, timeout=600) for _ in kinds]
     tasks = [asyncio.create_task(kind(client, seen, number, sentences)) for number, (kind, client) in enumerate(zip(kinds, connections))]
     await asyncio.sleep(seconds / 6)
@@ -177,19 +177,23 @@ def main() -> None:
     parser.add_argument("--model", default="storyworld")
     parser.add_argument("--sentences", type=int, default=16, help="of the long prompts, each of 15 tokens or more")
     given = parser.parse_args()
+    staying: list[Callable[..., Any]] = [stay] * (given.clients - given.clients // 2 - 1)
     process, url = start(given.model)
     try:
         idle = asyncio.run(alone(url, given.sentences, beside_long=False))
         beside = asyncio.run(alone(url, given.sentences, beside_long=True))
-        seen, memory = asyncio.run(crowd(url, process.pid, given.clients, given.seconds, given.sentences))
+        some, _ = asyncio.run(crowd(url, process.pid, staying, given.seconds / 4, given.sentences))
+        everybody = [*staying, stay_long, *([leave] * (given.clients // 2))]
+        seen, memory = asyncio.run(crowd(url, process.pid, everybody, given.seconds, given.sentences))
     finally:
         process.terminate()
         process.wait(60)
-    waits = [wait for each in seen.waits.values() for wait in each]
+    few, waits = (list(chain.from_iterable(each.waits.values())) for each in (some, seen))
     print(f"short requests, idle server:          {milliseconds(idle)}")
     print(f"  beside one long analysis:           {milliseconds(beside)}; median {times(beside, idle)}")
-    print(f"  among {given.clients} clients:                  {milliseconds(waits)}; median {times(waits, idle)}")
-    answers = [len(seen.waits.get(number, [])) for number in range(1, given.clients - given.clients // 2)]
+    print(f"  among {len(staying)} clients that do the same:  {milliseconds(few)}; median {times(few, idle)}")
+    print(f"  and among all {given.clients}:                   {milliseconds(waits)}; median {times(waits, idle)}")
+    answers = [len(seen.waits.get(number, [])) for number in range(len(staying))]
     print(f"answers to short requests: {len(waits)}, by client {min(answers)} to {max(answers)}; long analyses to their end: {seen.long}")
     print(f"requests whose client left: {seen.left}; statuses: {dict(seen.statuses)}")
     fifths = [memory[min(len(memory) - 1, round(share * len(memory) / 5))] for share in range(6)]
