@@ -11,6 +11,13 @@ from collections import deque
 from typing import Any
 from weakref import WeakKeyDictionary
 
+_held = threading.local()
+
+
+def holds_a_lock() -> bool:
+    """Whether this thread is inside of a ``FairLock``. It must not wait for other work then, which may need the same lock."""
+    return getattr(_held, "count", 0) > 0
+
 
 class FairLock:
     """A re-entrant lock that serves waiting threads in the order in which they came."""
@@ -22,14 +29,26 @@ class FairLock:
         self._depth = 0
 
     def __enter__(self) -> FairLock:
+        self._take()
+        _held.count = getattr(_held, "count", 0) + 1
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _held.count -= 1
+        with self._mutex:
+            self._depth -= 1
+            if self._depth == 0:
+                self._pass_on()
+
+    def _take(self) -> None:
         me = threading.get_ident()
         with self._mutex:
             if self._owner == me:
                 self._depth += 1
-                return self
+                return
             if self._owner is None:
                 self._owner, self._depth = me, 1
-                return self
+                return
             turn = threading.Event()
             turn.owner = me  # type: ignore[attr-defined]
             self._waiting.append(turn)
@@ -42,13 +61,6 @@ class FairLock:
                 else:
                     self._waiting.remove(turn)
             raise
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        with self._mutex:
-            self._depth -= 1
-            if self._depth == 0:
-                self._pass_on()
 
     def _pass_on(self) -> None:
         if self._waiting:

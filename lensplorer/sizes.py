@@ -10,6 +10,8 @@ from lensplorer.memory import free_bytes, readable
 from lensplorer.models import LensModel
 from lensplorer.segments import is_attention
 
+#: Tokens of one run of a batch on a CPU. More at a time gains nothing there, and a run is what everybody else has to wait for.
+_CPU_BATCH = 256
 _UNCHECKED = 256  # tokens: a run over fewer is always made
 _LIVE_SCORES = 5  # copies of one block's attention scores while it runs: raw, scaled, masked, softmax, and one in the making
 _LIVE_ROWS = 8  # and of its widest activation
@@ -58,6 +60,12 @@ def run_bytes(model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_p
     if gradients:
         kept += n_layers * (_GRAPH_SCORES * scores + n * (_GRAPH_ROWS * d_model + 4 * d_mlp) * size)
     return batch * (kept + _LIVE_SCORES * scores + _LIVE_ROWS * rows + n * int(cfg.d_vocab) * size * (3 if gradients else 1))
+
+
+def batch_rows(model: LensModel, n: int, row_bytes: int, max_bytes: int) -> int:
+    """How many rows of ``n`` tokens are run together, where each takes ``row_bytes``: what fits ``max_bytes``, on a CPU few; at least one."""
+    rows = max_bytes // row_bytes
+    return max(1, min(rows, _CPU_BATCH // n) if str(model.cfg.device).startswith("cpu") else rows)
 
 
 def require_memory(model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_past: int = 0, gradients: bool = False) -> None:

@@ -32,7 +32,11 @@ def watching(watcher: Callable[[], None]) -> Iterator[None]:
 
 
 def tick() -> None:
-    """A run of a model is about to start."""
+    """A run of a model is about to start. The watcher may end the work here, or let another thread's go first, as the server's queue does.
+
+    So nothing that is shared may be half done here, unless a ``FairLock`` is held over it: the queue waits for nobody then. Any other lock, that of
+    a ``cached_property`` included, must not be held.
+    """
     watcher = _watcher.get()
     if watcher is not None:
         watcher()

@@ -28,11 +28,15 @@ import torch
 
 from lensplorer.analyses.question import Question
 from lensplorer.errors import AnalysisError
+from lensplorer.locks import FairLock
 
 #: Above this, a method whose scores must sum to F(e) - F(b) by definition is not computing what its name says.
 _BROKEN = 0.05
 _BATCH = 16  # perturbed prompts in one forward pass
 _SUMS = ("gradient_shap", "deeplift", "kernel_shap")
+
+#: Captum draws from the process's generators, one thread at a time.
+_DRAWING = FairLock()
 
 
 def captum_scores(question: Question, method: str, *, n_samples: int | None, seed: int) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -45,7 +49,7 @@ def captum_scores(question: Question, method: str, *, n_samples: int | None, see
     if n_samples is not None and n_samples < 1:
         raise AnalysisError(f"n_samples must be at least 1, got {n_samples}.")
     rows = [_one_row(question, row) for row in range(question.rows)]
-    with torch.random.fork_rng(devices=[]), _numpy_restored():
+    with _DRAWING, torch.random.fork_rng(devices=[]), _numpy_restored():
         found = []
         for row in rows:
             torch.manual_seed(seed)
@@ -81,6 +85,19 @@ def _numpy_restored() -> Iterator[None]:
         np.random.set_state(state)
 
 
+@contextmanager
+def _others_may_draw() -> Iterator[None]:
+    """While the model runs; afterwards the generators are as before."""
+    of_torch, of_numpy = torch.get_rng_state(), np.random.get_state()
+    _DRAWING.__exit__()
+    try:
+        yield
+    finally:
+        _DRAWING.__enter__()
+        torch.set_rng_state(of_torch)
+        np.random.set_state(of_numpy)
+
+
 def _one_row(question: Question, row: int) -> Question:
     pick = slice(row, row + 1)
     versus = None if question.versus is None else question.versus[pick]
@@ -107,7 +124,7 @@ def _scores(question: Question, method: str, n_samples: int | None) -> torch.Ten
         explained = attr.GradientShap(forward).attribute(inputs, baselines=baseline[:1], n_samples=samples)
         return torch.as_tensor(explained)[0].sum(-1).detach()
     if method == "deeplift":
-        with warnings.catch_warnings():
+        with _DRAWING, warnings.catch_warnings():  # the filters are the process's too: held once more, so that ``_others_may_draw`` keeps it
             warnings.filterwarnings("ignore", "Setting forward, backward hooks")  # it says so at every call
             explained = attr.DeepLift(forward).attribute(inputs, baselines=baseline)
         return torch.as_tensor(explained)[0].sum(-1).detach()
@@ -139,7 +156,8 @@ class _Forward(torch.nn.Module):
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         pieces = self.question.batches(embeddings, gradients=embeddings.requires_grad)
-        values: list[torch.Tensor] = [_Run.apply(piece, self.question) for piece in pieces]  # type: ignore[no-untyped-call]
+        with _others_may_draw():
+            values: list[torch.Tensor] = [_Run.apply(piece, self.question) for piece in pieces]  # type: ignore[no-untyped-call]
         return torch.cat(values)
 
 

@@ -24,6 +24,7 @@ from lensplorer.analyses.residual import residual_decomposition
 from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_editable, check_hook, check_writes
 from lensplorer.running import Hook, run_model
+from lensplorer.sizes import batch_rows
 from lensplorer.trace import Trace
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ _ALIASES = {"head_output": "z", "attention_output": "attn_out", "attention_patte
 
 _SOURCE = "Meng et al. 2022; Wang et al. 2022; Heimersheim and Nanda 2024"
 _BATCH_BYTES = 2**29
-_BATCH_TOKENS = 4096  # more at a time gains nothing on a CPU
 
 #: (runs done, runs in all) → None, after each batch; what it raises ends the analysis, and leaves no hook behind.
 Progress: TypeAlias = Callable[[int, int], None]
@@ -412,4 +412,4 @@ def _batch_size(trace: Trace, result: Measure) -> int:
     d_mlp = int(cfg.d_mlp or 4 * cfg.d_model)
     block = n * (20 * int(cfg.d_model) + 5 * d_mlp + 5 * int(cfg.n_heads) * n)
     logits = 3 * (n if result.position is None else 1) * int(cfg.d_vocab)
-    return max(1, min(_BATCH_BYTES // (4 * (2 * block + logits)), _BATCH_TOKENS // n))
+    return batch_rows(trace.model, n, 4 * (2 * block + logits), _BATCH_BYTES)

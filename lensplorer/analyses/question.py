@@ -18,13 +18,14 @@ import torch
 
 from lensplorer.errors import AnalysisError, TraceError
 from lensplorer.running import EMBEDDING_HOOK, Hook, run_model
+from lensplorer.sizes import batch_rows
 from lensplorer.trace import Trace
 
 OBJECTIVES = ("logit", "log_prob", "prob")
 BASELINES = ("zero", "mean", "pad")
 
 _UNEMBED_INPUT = "unembed.hook_in"
-#: Memory for the activations of one batch, graph included. Larger batches gain nothing on a CPU and little on an accelerator.
+#: Memory for the activations of one batch, graph included. Larger batches gain little on an accelerator.
 _BATCH_BYTES = 2**30
 
 #: Embeddings as the model computes them → what they are replaced with. [batch, position, d_model]
@@ -139,7 +140,7 @@ class Question:
         per_block = self.length * (20 * int(cfg.d_model) + 5 * d_mlp + 5 * int(cfg.n_heads) * self.length)
         kept = self.trace.n_layers if gradients else 2  # without a graph a block's activations are freed after it
         numbers = kept * per_block + 3 * self.rows * int(cfg.d_vocab)
-        yield from torch.split(cases, max(1, _BATCH_BYTES // (4 * numbers)))
+        yield from torch.split(cases, batch_rows(self.trace.model, self.length, 4 * numbers, _BATCH_BYTES))
 
     @property
     def noise(self) -> float:

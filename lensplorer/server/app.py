@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,7 @@ from lensplorer.server import generation
 from lensplorer.server.analyses import Context, Endpoint, SAEs, endpoints
 from lensplorer.server.limits import BodyLimit, TooLarge, TooMany
 from lensplorer.server.models import ModelBusy, ModelNotReady, ModelRefused, ModelService, ModelStore
-from lensplorer.server.queue import Busy, RunQueue
+from lensplorer.server.queue import Busy, Dropped, RunQueue, TookTooLong, client_of, departure
 from lensplorer.server.results import Result, to_json
 from lensplorer.server.schemas import (
     Attribution,
@@ -48,6 +49,8 @@ _STATUS: dict[type[LensplorerError], int] = {
     ModelBusy: 409,
     ModelNotReady: 503,
     Busy: 429,
+    Dropped: 503,
+    TookTooLong: 504,
 }
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": text}
@@ -59,6 +62,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         422: "The body is not as described.",
         429: "Too many wait; Retry-After says how long.",
         503: "No model is ready, or memory is short.",
+        504: "It took all the time that the server gives a request, and was stopped.",
     }.items()
 }
 _DESCRIPTION = """Drive a language model one token at a time and see exactly why it says what it says.
@@ -76,11 +80,11 @@ class Server:
             store.keep(model)
         self.models = ModelService(store, model)
         self.saes = SAEs(settings)
-        self.queue = RunQueue(settings.queue_size)
+        self.queue = RunQueue(settings.queue_size, settings.max_seconds)
 
-    async def run(self, function: Callable[[], T]) -> T:
-        """What ``function`` returns, in its turn."""
-        return await self.queue.run(function)
+    async def run(self, http: Request, function: Callable[[], T]) -> T:
+        """What ``function`` returns, in its turns; none where the client has left."""
+        return await self.queue.run(function, client=client_of(http.client), left=partial(departure, http.receive))
 
     def analyse(self, endpoint: Endpoint, body: Any) -> bytes:
         """An analysis' result as JSON text."""
@@ -158,18 +162,18 @@ def _generation_routes(server: Server) -> APIRouter:
         return {"ok": True, "model_id": await asyncio.to_thread(server.models.load, name)}
 
     @router.post("/preview", summary="The prompt's tokens, and what the next token would be chosen from", response_model=Preview)
-    async def preview(request: PreviewRequest) -> dict[str, Any]:
-        return await server.run(lambda: generation.preview(server.models.served, request, settings))
+    async def preview(http: Request, request: PreviewRequest) -> dict[str, Any]:
+        return await server.run(http, lambda: generation.preview(server.models.served, request, settings))
 
     @router.post("/step", summary="Append one token, chosen by the model or by you, or a text", response_model=Step)
-    async def step(request: StepRequest) -> dict[str, Any]:
-        return await server.run(lambda: generation.step(server.models.served, request, settings))
+    async def step(http: Request, request: StepRequest) -> dict[str, Any]:
+        return await server.run(http, lambda: generation.step(server.models.served, request, settings))
 
     @router.post(
         "/attribution", summary="A score per token for one token of the completion", response_model=Attribution, response_model_exclude_unset=True
     )
-    async def attribution(request: AttributionRequest) -> dict[str, Any]:
-        return await server.run(lambda: generation.attribution(server.models.served, request, settings))
+    async def attribution(http: Request, request: AttributionRequest) -> dict[str, Any]:
+        return await server.run(http, lambda: generation.attribution(server.models.served, request, settings))
 
     return router
 
@@ -196,10 +200,10 @@ def _analysis_routes(server: Server) -> APIRouter:
 
 
 def _analysis_route(server: Server, endpoint: Endpoint) -> Callable[..., Any]:
-    async def route(body: Any) -> Response:
-        return Response(await server.run(lambda: server.analyse(endpoint, body)), media_type="application/json")
+    async def route(http: Request, body: Any) -> Response:
+        return Response(await server.run(http, lambda: server.analyse(endpoint, body)), media_type="application/json")
 
-    route.__annotations__ = {"body": endpoint.body, "return": Response}  # FastAPI reads the body's type from here
+    route.__annotations__ = {"http": Request, "body": endpoint.body, "return": Response}  # FastAPI reads the body's type from here
     return route
 
 

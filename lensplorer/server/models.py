@@ -18,9 +18,11 @@ import torch
 from lensplorer.catalogue import default_model_name
 from lensplorer.errors import LensplorerError, ModelError
 from lensplorer.heap import freeze_imports
+from lensplorer.locks import FairLock
 from lensplorer.models import LensModel, load_model, model_info
 from lensplorer.server.settings import ServerSettings
 from lensplorer.stepping import TokenTree, bytes_per_token
+from lensplorer.watching import tick
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class Served:
         self._max_bytes = max(_LEAST_BYTES, 2 * longest * bytes_per_token(model))
         self._tokens = 0
         self._tree = self._new_tree()
+        self._lock = FairLock()
 
     def _new_tree(self) -> TokenTree:
         return TokenTree(self.model, reads=[], max_bytes=self._max_bytes)
@@ -108,13 +111,15 @@ class Served:
         Raises:
             PromptError: an id is outside the vocabulary, or there are more than the context holds.
         """
-        if self._tokens > _TREE_TOKENS:
-            self._tree, self._tokens = self._new_tree(), 0
-        runs = self._tree.n_runs
-        node = self._tree.extend(self._tree.root, list(ids))
-        if self._tree.n_runs > runs:
-            self._tokens += len(ids)
-        return self._tree.logits(node)
+        tick()  # others may go first now, and not between two pieces: they may need the tree, which must be whole then
+        with self._lock:
+            if self._tokens > _TREE_TOKENS:
+                self._tree, self._tokens = self._new_tree(), 0
+            runs = self._tree.n_runs
+            node = self._tree.extend(self._tree.root, list(ids))
+            if self._tree.n_runs > runs:
+                self._tokens += len(ids)
+            return self._tree.logits(node)
 
     def describe(self) -> dict[str, Any]:
         """What every answer says about the model."""

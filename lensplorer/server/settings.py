@@ -28,6 +28,7 @@ class ServerSettings:
         allowed_hosts: further host names under which it may be called; on this machine's own address only its own names are answered.
         cors_origins: origins of other web pages that may call it, e.g. ``"https://example.org"``.
         queue_size: requests that may wait for their turn.
+        max_seconds: how long a request may compute; waiting does not count.
         max_body: bytes of a request.
         max_tokens: tokens of a prompt with its completion.
         max_top_k: rows of a ranking.
@@ -47,6 +48,7 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     queue_size: int = 16
+    max_seconds: int = 600
     max_body: int = 2**20
     max_tokens: int = 1024
     max_top_k: int = 200
@@ -68,7 +70,7 @@ class ServerSettings:
                 raise ConfigError(
                     f"{name!r} is a path: over HTTP a model is loaded by its built-in or hub name. Start the server with --model {name}."
                 )
-        for limit in ("queue_size", "max_body", "max_tokens", "max_top_k", "max_values"):
+        for limit in ("queue_size", "max_seconds", "max_body", "max_tokens", "max_top_k", "max_values"):
             if getattr(self, limit) < 1:
                 raise ConfigError(f"{limit} must be at least 1, got {getattr(self, limit)}.")
         if self.page is not None and not self.page.is_file():

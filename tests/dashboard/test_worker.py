@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from typing import Any
 
+import pytest
+
+import lensplorer.watching
+from lensplorer.dashboard.options import Options
+from lensplorer.dashboard.page import Desk
 from lensplorer.dashboard.worker import Worker
 
 
@@ -107,3 +114,23 @@ def test_keys_that_never_rest_do_not_put_it_off_for_ever(monkeypatch):
     worker.stop()
     worker.join(10)
     assert order == ["command", "rest"] * 3 + ["rest"]
+
+
+def test_a_page_that_is_closed_stops_what_it_runs(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the next run of the model, and its thread ends."""
+    monkeypatch.setattr("lensplorer.stepping.piece_length", lambda model, n: 7)
+    desk = Desk(Options(prompt="the cat sat on the mat and the dog ran to the shop " * 4), load=lambda name: tiny_model("llama"))
+    monkeypatch.setattr(desk.explorer.costs, "forward", lambda tokens: 0.1 * tokens)  # it seems slow, so that the text runs after it is shown
+    runs: list[bool] = []  # whether each was watched
+    watched = lensplorer.watching.tick
+
+    def close_at_the_second() -> None:
+        runs.append(lensplorer.watching._watcher.get() is not None)
+        if sum(runs) == 2:
+            desk._stop()
+        watched()
+
+    monkeypatch.setattr("lensplorer.running.tick", close_at_the_second)
+    desk.worker.submit(lambda: desk.explorer.use(tiny_model("llama")))
+    desk.worker.join(60)
+    assert not desk.worker._thread.is_alive() and runs[-2:] == [True, True] and sum(runs) == 2

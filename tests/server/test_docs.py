@@ -53,6 +53,7 @@ def test_the_manual_names_what_there_is(client):
     described = re.findall(r"`(GET|POST) (/api/[a-z/]+)`", MANUAL)
     assert len(described) == 6 and all(method.lower() in paths[path] for method, path in described)
     defaults = ServerSettings()
-    for said in ("(16)", "(200)", "1,024", "2,000,000", "1 MiB"):
+    for said in ("(16)", "(600)", "(200)", "1,024", "2,000,000", "1 MiB"):
         assert said in MANUAL
-    assert (defaults.queue_size, defaults.max_top_k, defaults.max_tokens, defaults.max_values, defaults.max_body) == (16, 200, 1024, 2_000_000, 2**20)
+    assert (defaults.queue_size, defaults.max_seconds, defaults.max_top_k, defaults.max_tokens) == (16, 600, 200, 1024)
+    assert (defaults.max_values, defaults.max_body) == (2_000_000, 2**20)

@@ -134,7 +134,7 @@ def test_a_huge_body_is_refused_before_it_is_read(serving):
 
 
 def test_limits_are_at_least_one():
-    for limit in ("queue_size", "max_body", "max_tokens", "max_top_k", "max_values"):
+    for limit in ("queue_size", "max_seconds", "max_body", "max_tokens", "max_top_k", "max_values"):
         with pytest.raises(ConfigError, match=limit):
             ServerSettings(**{limit: 0})
 
