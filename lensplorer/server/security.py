@@ -8,7 +8,6 @@ cookie, which does not hold the token itself and is not sent from pages of other
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import logging
@@ -30,7 +29,7 @@ from lensplorer.server.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 COOKIE = "lensplorer_token"
-#: Of every answer. What a page may load is in its policy (see ``policy``).
+#: Of every answer. What a page may load is in its policy.
 HEADERS = {
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
@@ -38,12 +37,12 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _POLICY = (
-    "default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:;"
+    "default-src 'self'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self' blob:;"
     " worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 #: Of a page that is not ours (``--page``): it may load what it likes, and nobody may frame it.
 PAGE_POLICY = "frame-ancestors 'none'"
-_SCRIPT = re.compile(rb"<script\b([^>]*)>(.*?)</script>", re.DOTALL | re.IGNORECASE)
+_SCRIPT = re.compile(rb"<script\b(.*?</script>)", re.DOTALL | re.IGNORECASE)
 
 
 def add_door(app: Starlette, settings: ServerSettings) -> None:
@@ -147,7 +146,11 @@ def _same(given: str, expected: bytes) -> bool:
 
 
 class SafeHeaders:
-    """Gives every answer the headers above and a policy, unless it has one of its own."""
+    """Gives every answer the headers above and a policy, unless it has one of its own.
+
+    A page is held until it is whole. The scripts in it get a number that is drawn for this answer and stands in its policy: what gets into the
+    page afterwards, such as a ``<script>`` or an ``onerror`` in a text, does not have it and does not run.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -156,42 +159,40 @@ class SafeHeaders:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start: Message = {}
-        body = bytearray()
+        nonce = secrets.token_urlsafe(16)
+        held: Message | None = None
+        page = bytearray()
 
         async def dress(message: Message) -> None:
-            """Hold a page until it is whole: its policy names the scripts written in it."""
-            nonlocal start
+            nonlocal held
             if message["type"] == "http.response.start":
-                start = message
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-                if "content-security-policy" in headers or not headers.get("content-type", "").startswith("text/html"):
-                    headers.setdefault("Content-Security-Policy", policy(b""))
-                    start = {}
-                    await send(message)
-            elif not start:
-                await send(message)
-            else:
-                body.extend(message.get("body", b""))
-                if not message.get("more_body", False):
-                    MutableHeaders(scope=start)["Content-Security-Policy"] = policy(bytes(body))
-                    await send(start)
-                    await send({"type": "http.response.body", "body": bytes(body)})
+                headers.update(HEADERS)
+                is_page = headers.get("content-type", "").startswith("text/html") and "content-security-policy" not in headers
+                headers.setdefault("Content-Security-Policy", _POLICY.format(nonce=nonce))
+                if is_page:
+                    held = message
+                    return
+            elif held is not None:
+                page.extend(message.get("body", b""))
+                if message.get("more_body", False):
+                    return
+                marked = marked_scripts(bytes(page), nonce)
+                MutableHeaders(scope=held)["Content-Length"] = str(len(marked))
+                await send(held)
+                message = {"type": "http.response.body", "body": marked}
+            await send(message)
 
         await self.app(scope, receive, dress)
 
 
-def policy(page: bytes) -> str:
-    """The Content-Security-Policy of a page: what it may load, and who may frame it. Scripts written in it are allowed by their hashes.
+def marked_scripts(page: bytes, nonce: str) -> bytes:
+    """The page with ``nonce`` on each of its scripts.
 
-    >>> "sha256-" in policy(b"<script>let a = 1</script>"), "sha256-" in policy(b"<script src='a.js'></script>")
-    (True, False)
+    >>> marked_scripts(b"<p><script>'<script>'</script><script src='a.js'></script>", "x")
+    b'<p><script nonce="x">\'<script>\'</script><script nonce="x" src=\'a.js\'></script>'
     """
-    hashes = {hashlib.sha256(text).digest() for attributes, text in _SCRIPT.findall(page) if b"src=" not in attributes}
-    named = " ".join(sorted(f"'sha256-{base64.b64encode(each).decode()}'" for each in hashes))
-    return _POLICY.format(scripts=f"'self' blob: {named}".strip())
+    return _SCRIPT.sub(rb'<script nonce="%s"\1' % nonce.encode(), page)
 
 
 class LastHandler:
