@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 TOKEN_VARIABLE = "LENSPLORER_TOKEN"  #: environment variable that holds the token
@@ -38,28 +38,35 @@ def host_name(host: str) -> str:
     return found[1].strip("[]").removesuffix(".") if found else ""
 
 
-def refusal(host: str, origins: Sequence[str], *, names: Collection[str] = (), any_name: bool = False, sites: Collection[str] = ()) -> str | None:
+def refusal(headers: Mapping[str, str], *, names: Collection[str] = (), any_name: bool = False, sites: Collection[str] = ()) -> str | None:
     """Why a request is not answered; None where it may be.
 
-    >>> refusal("127.0.0.1:5006", ["http://127.0.0.1:5006"]) is None
+    >>> refusal({"host": "127.0.0.1:5006", "origin": "http://127.0.0.1:5006"}) is None
     True
-    >>> refusal("evil.example:5006", ["http://evil.example:5006"])
+    >>> refusal({"host": "evil.example:5006"})
     "This server does not answer under the host name 'evil.example:5006'. Allow it with --allow-host."
 
     Args:
-        host: the request's Host header.
-        origins: its Origin headers.
+        headers: the request's, by names in any case.
         names: what the server may be called beside this machine's own names, as ``host_name`` writes them.
         any_name: whether any other name will do: where a token protects the server.
         sites: origins that may use it beside its own pages.
     """
+    host, origin = headers.get("host", ""), headers.get("origin")
     name = host_name(host)
     if not name or not (any_name or name in names or is_loopback(name)):
         return f"This server does not answer under the host name {host!r}. Allow it with --allow-host."
-    for origin in origins:
-        if origin not in sites and _site(origin) != host.lower():
-            return f"Pages of {origin!r} may not use this server. Allow it with --cors-origin."
+    if origin is not None:
+        known = origin in sites or _site(origin) == host.lower()
+        return None if known else f"Pages of {origin!r} may not use this server. Allow it with --cors-origin."
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not _opens_a_page(headers):
+        return "Pages of other sites may link to this server, and not show or load it as a part of themselves."
     return None
+
+
+def _opens_a_page(headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that it asks for a page of its own, and not for a frame, an image or a script of another page."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 
 def _site(origin: str) -> str:

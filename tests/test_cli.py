@@ -54,7 +54,21 @@ def test_a_folder_without_config_and_an_empty_prompt_file(tmp_path):
 
 def test_explore_offers_the_options_of_the_contract():
     said = runner.invoke(app, ["explore", "--help"], env={"COLUMNS": "200"}).output
-    for option in ("--input", "--model", "--bf16", "--seed", "--config", "--layer-prob", "--cross-layer", "--sae-config", "--port", "--address", "--token", "--allow-host", "--model-dir"):
+    for option in (
+        "--input",
+        "--model",
+        "--bf16",
+        "--seed",
+        "--config",
+        "--layer-prob",
+        "--cross-layer",
+        "--sae-config",
+        "--port",
+        "--address",
+        "--token",
+        "--allow-host",
+        "--model-dir",
+    ):
         assert option in said
     assert "[model]" in said and "[[sae]]" in said
 

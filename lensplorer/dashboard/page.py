@@ -81,9 +81,8 @@ def _foreign(options: Options) -> str | None:
     request = getattr(pn.state.curdoc and pn.state.curdoc.session_context, "request", None)
     if request is None:
         return None
-    headers = request._request.headers  # what was sent; request.headers may come from the browser's own token
-    names = {host_name(name) for name in options.allowed_hosts}
-    return refusal(headers.get("Host", ""), headers.get_list("Origin"), names=names)
+    sent = request._request.headers  # request.headers may come from the browser's own token
+    return refusal(sent, names={host_name(name) for name in options.allowed_hosts})
 
 
 class Desk:

@@ -79,20 +79,9 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
-        origins = headers.getlist("origin")
-        reason = refusal(headers.get("host", ""), origins, names=self._names, any_name=self._any_name, sites=self._sites)
-        if reason is None and not origins:
-            if scope["type"] == "websocket":
-                return "A websocket is opened by a page of this server, and a browser names it in Origin."
-            if _is_part_of_another_page(headers):
-                return "Pages of other sites may link to this server, and not show or load it as a part of themselves."
-        return reason
-
-
-def _is_part_of_another_page(headers: Headers) -> bool:
-    """Whether a browser says that another site's page asks, and not for a page of its own: a frame, an image, a script."""
-    opens_page = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
-    return headers.get("sec-fetch-site") in ("cross-site", "same-site") and not opens_page
+        if scope["type"] == "websocket" and "origin" not in headers:
+            return "A websocket is opened by a page of this server, and a browser names it in Origin."
+        return refusal(headers, names=self._names, any_name=self._any_name, sites=self._sites)
 
 
 class TokenGate:

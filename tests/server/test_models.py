@@ -122,7 +122,9 @@ def test_elsewhere_no_path_and_no_other_name_is_loaded(serving, name):
 
 def test_what_may_be_loaded(tmp_path, monkeypatch):
     here, there = ServerSettings(), ServerSettings(address="0.0.0.0", token=TOKEN, model="gpt2")
-    assert here.may_load("gpt2") and here.may_load("owner/repository/model.gguf") and not ServerSettings(allowed_models=("gpt2",)).may_load("storyworld")
+    assert (
+        here.may_load("gpt2") and here.may_load("owner/repository/model.gguf") and not ServerSettings(allowed_models=("gpt2",)).may_load("storyworld")
+    )
     assert there.may_load("gpt2") and there.may_load("storyworld-mini") and not there.may_load("distilgpt2")
     for path in ("./model", "model.gguf"):
         with pytest.raises(ConfigError, match="is a path"):
@@ -173,7 +175,12 @@ def test_a_model_at_hand_does_not_wait_for_another(storyworld):
     loader = SlowLoader({})
     store = ModelStore(ServerSettings(model="storyworld"), load=loader)
     store.keep(storyworld)
-    slow = threading.Thread(target=lambda: pytest.raises(ModelError, store.get, "gpt2"))
+
+    def wait_for_another():
+        with pytest.raises(ModelError):
+            store.get("gpt2")
+
+    slow = threading.Thread(target=wait_for_another)
     slow.start()
     while not loader.calls:
         pass
