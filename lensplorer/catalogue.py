@@ -74,11 +74,17 @@ def find_model(name: str, *, revision: str | None = None) -> ModelFiles:
         )
     if name in storyworld.MODEL_NAMES:
         return ModelFiles(name, storyworld.model_path(name), "built-in")
-    path = Path(name).expanduser()
+    try:
+        return _find(name, Path(name).expanduser(), revision)
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a folder that may not be read, an unknown user's home
+        raise ModelError(f"The model {name[:200]!r} cannot be looked up here: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _find(name: str, path: Path, revision: str | None) -> ModelFiles:
     if is_gguf(name) and not path.is_dir():
         if path.is_file():
             return _gguf(name, path)
-        if _HUB_FILE.fullmatch(name):
+        if is_hub_file(name):
             return _file_from_hub(name, revision)
         raise ModelError(f"There is no file {str(path)!r}.{_other_files(path)} Expected a GGUF file, or owner/repository/file.gguf on the hub.")
     if _means_folder(name):
@@ -95,14 +101,26 @@ def is_gguf(name: str) -> bool:
     return name.lower().endswith(".gguf")
 
 
+def is_hub_file(name: str) -> bool:
+    """Whether a name is that of a file on the hub: owner/repository/file.
+
+    >>> is_hub_file("owner/repository/model.gguf"), is_hub_file("owner/repository"), is_hub_file("./models/model.gguf")
+    (True, False, False)
+    """
+    return _HUB_FILE.fullmatch(name) is not None
+
+
 def gguf_files(folder: Path) -> list[str]:
     """The GGUF files in a folder, by name; none if there is no such folder."""
     return sorted(entry.name for entry in folder.iterdir() if is_gguf(entry.name) and entry.is_file()) if folder.is_dir() else []
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether a folder has a model in Hugging Face format or in a GGUF file."""
-    return (folder / "config.json").is_file() or bool(gguf_files(folder))
+    """Whether a folder has a model in Hugging Face format or in a GGUF file, as far as it may be read."""
+    try:
+        return (folder / "config.json").is_file() or bool(gguf_files(folder))
+    except OSError:
+        return False
 
 
 def _gguf(name: str, path: Path) -> ModelFiles:
@@ -133,10 +151,9 @@ def _checked_folder(name: str, path: Path) -> ModelFiles:
         raise ModelError(
             f"The folder {str(path)!r} has {len(files)} GGUF files: {', '.join(files[:12])}. Name one, such as {str(path / files[0])!r}."
         )
-    held = sorted(entry.name for entry in path.iterdir())[:6]
     raise ModelError(
         f"The folder {str(path)!r} has no config.json, so it is not a model in Hugging Face format, and no GGUF file."
-        f" It holds {', '.join(held) if held else 'nothing'}. Save one there with model.save_pretrained(...)."
+        " Save one there with model.save_pretrained(...)."
     )
 
 

@@ -6,11 +6,9 @@ option is exit code 2.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -20,8 +18,8 @@ from lensplorer import __version__
 from lensplorer.batch.command import batch as batch_command
 from lensplorer.dashboard.options import Options, explore_options
 from lensplorer.errors import LensplorerError
-from lensplorer.server.command import serve as serve_with_api
-from lensplorer.server.command import serve_options
+from lensplorer.server.command import page_settings, serve_options
+from lensplorer.server.command import serve as serve_door
 
 app = typer.Typer(
     name="lensplorer",
@@ -71,42 +69,14 @@ def explore(**given: Any) -> None:
 
 def serve(options: Options) -> None:
     """Load the model, serve the page, and return when interrupted."""
-    os.environ.setdefault("BOKEH_RESOURCES", "server")
-    typer.echo("Loading the model …", err=True)
-    from lensplorer.dashboard.page import build_page, shared_model
-    from lensplorer.models import model_info
-
-    info = model_info(shared_model(options.model, options.dtype))
-    proof = "" if info.difference is None else f", difference to Hugging Face {info.difference:.1e}"
-    typer.echo(f"{info.name}: {info.device}, {info.dtype}, {info.backend}{proof}", err=True)
-    if info.reason:
-        typer.echo(info.reason, err=True)
-    import panel as pn
-
-    try:
-        server = pn.serve(
-            {"explorer": lambda: build_page(options)},  # a lambda: Panel takes only plain functions
-            port=options.port,
-            address=options.address,
-            show=options.show,
-            websocket_origin=None,
-            title="lensplorer",
-            start=False,
-            verbose=False,
-        )
-    except OSError as error:
-        raise _fail(f"{options.address}:{options.port} cannot be served: {error.strerror or error}. Choose another --port.") from error
-    typer.echo(f"http://{options.address}:{server.port}/explorer")
-    sys.stdout.flush()
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run_until_shutdown()
+    serve_door(page_settings(options), options, api=False)
 
 
 @app.command(name="serve", help=serve_options.__doc__)
 @clean_errors
 @functools.wraps(serve_options)
 def serve_api(**given: Any) -> None:
-    serve_with_api(*serve_options(**given))
+    serve_door(*serve_options(**given))
 
 
 @app.command()

@@ -37,7 +37,7 @@ def test_models_are_listed_and_searched():
     ],
 )
 def test_errors_are_clear_and_have_a_code(arguments, said, code):
-    result = runner.invoke(app, arguments)
+    result = runner.invoke(app, [*arguments[:1], "--port", "0", *arguments[1:]] if arguments[0] == "explore" else arguments)
     assert result.exit_code == code
     assert said in result.stderr and "Traceback" not in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
@@ -46,7 +46,7 @@ def test_errors_are_clear_and_have_a_code(arguments, said, code):
 def test_a_folder_without_config_and_an_empty_prompt_file(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"x")
     (tmp_path / "prompt.txt").write_text("")
-    folder = runner.invoke(app, ["explore", "--model", str(tmp_path)])
+    folder = runner.invoke(app, ["explore", "--port", "0", "--model", str(tmp_path)])
     assert folder.exit_code == 1 and "config.json" in folder.stderr
     prompt = runner.invoke(app, ["explore", "--input", str(tmp_path / "prompt.txt")])
     assert prompt.exit_code == 1 and "empty" in prompt.stderr
@@ -54,7 +54,21 @@ def test_a_folder_without_config_and_an_empty_prompt_file(tmp_path):
 
 def test_explore_offers_the_options_of_the_contract():
     said = runner.invoke(app, ["explore", "--help"], env={"COLUMNS": "200"}).output
-    for option in ("--input", "--model", "--bf16", "--seed", "--config", "--layer-prob", "--cross-layer", "--sae-config", "--port", "--address"):
+    for option in (
+        "--input",
+        "--model",
+        "--bf16",
+        "--seed",
+        "--config",
+        "--layer-prob",
+        "--cross-layer",
+        "--sae-config",
+        "--port",
+        "--address",
+        "--token",
+        "--allow-host",
+        "--model-dir",
+    ):
         assert option in said
     assert "[model]" in said and "[[sae]]" in said
 

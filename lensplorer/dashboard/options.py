@@ -12,9 +12,22 @@ import typer
 
 from lensplorer.config import Config, load_config
 from lensplorer.errors import ConfigError, LensplorerError
+from lensplorer.hosts import TOKEN_VARIABLE
 
 DEFAULT_PORT = 5006
 DEFAULT_ADDRESS = "127.0.0.1"
+
+# Shared by explore and serve: who may come in, and what may be loaded from there.
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar=TOKEN_VARIABLE,
+        help="What a client must show: 'Authorization: Bearer …', or ?token=… once. Without one on another address, one is made and shown.",
+    ),
+]
+AllowHost = Annotated[list[str] | None, typer.Option(help="A host name under which the server is called; may be repeated.")]
+AllowModel = Annotated[list[str] | None, typer.Option(help="A built-in or hub model that may be loaded from a page or over HTTP; may be repeated.")]
+ModelDir = Annotated[list[Path] | None, typer.Option(help="A folder whose models may be loaded by their path; may be repeated.")]
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,9 @@ class Options:
         cross_layer: match SAE features between layers.
         sae_config: file that lists SAEs.
         port, address, show: where to serve, and whether to open a browser. ``panel serve`` has its own for these.
+        token: what a browser must show; empty for none on this machine, and one that is made elsewhere. ``panel serve`` has none.
+        allowed_hosts: names under which the page may be called, beside this machine's own.
+        allowed_models, model_dirs: models that may be loaded from the page (see ``ServerSettings``).
     """
 
     prompt: str = Config().prompt.example_prompt
@@ -44,6 +60,10 @@ class Options:
     port: int = DEFAULT_PORT
     address: str = DEFAULT_ADDRESS
     show: bool = False
+    token: str | None = field(default=None, repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_models: tuple[str, ...] = ()
+    model_dirs: tuple[Path, ...] = ()
 
 
 def explore_options(
@@ -56,8 +76,12 @@ def explore_options(
     cross_layer: Annotated[bool, typer.Option("--cross-layer", "--cross_layer", help="Match SAE features between layers.")] = False,
     sae_config: Annotated[Path | None, typer.Option("--sae-config", "--sae_config", help="TOML file that lists SAEs.")] = None,
     port: Annotated[int, typer.Option(help="Port to serve on; 0 takes a free one.", min=0, max=65535)] = DEFAULT_PORT,
-    address: Annotated[str, typer.Option(help="Address to serve on. Anything but this machine lets others use the model.")] = DEFAULT_ADDRESS,
+    address: Annotated[str, typer.Option(help="Address to serve on. On any other than this machine's own a token is needed.")] = DEFAULT_ADDRESS,
     show: Annotated[bool, typer.Option(help="Open the page in a browser.")] = False,
+    token: Token = None,
+    allow_host: AllowHost = None,
+    allow_model: AllowModel = None,
+    model_dir: ModelDir = None,
 ) -> Options:
     """Drive a language model one token at a time in the browser."""
     settings = load_config(config) if config is not None else Config()
@@ -75,6 +99,10 @@ def explore_options(
         port=port,
         address=address,
         show=show,
+        token=token or None,
+        allowed_hosts=tuple(allow_host or ()),
+        allowed_models=tuple(allow_model or ()),
+        model_dirs=tuple(model_dir or ()),
     )
 
 

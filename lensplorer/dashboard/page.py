@@ -30,12 +30,15 @@ from lensplorer.dashboard.snapshot import later_parts, snapshot
 from lensplorer.dashboard.worker import Worker
 from lensplorer.errors import LensplorerError
 from lensplorer.heap import freeze_imports
+from lensplorer.hosts import host_name, refusal
 from lensplorer.models import LensModel, load_model
 from lensplorer.views.style import THEMES
 
 PACE = 0.15  #: seconds from one step of a play to the next, beside what it takes
 _TOGETHER = 0.03  # seconds in which parts are sent together: each message is a frame to draw
 _TURN = 5e-4  # seconds a thread keeps Python to itself: at the usual 5 ms, a message that meets a page at work waits that long several times over
+
+_SAFELY = "This page is served by `panel serve`, which asks for no token: `lensplorer explore --address ADDRESS` serves it to others safely."
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +62,27 @@ def build_page(options: Options, *, load: Loader | None = None) -> Any:
 
 
 def page_of_arguments(arguments: Sequence[str]) -> Any:
-    """The page for a list of command-line arguments. Where they are wrong, the page says so and stays alive."""
+    """The page for a list of command-line arguments, as ``panel serve`` asks for it. Where they are wrong, the page says so and stays alive.
+
+    Nothing stands in front of it there, so it looks itself who asks: to a foreign host or page it says one sentence, loads nothing and takes no
+    command.
+    """
     try:
-        return build_page(parse_options(arguments))
+        options = parse_options(arguments)
+        reason = _foreign(options)
+        return build_page(options) if reason is None else pn.pane.Str(f"{reason} {_SAFELY}")
     except LensplorerError as error:
         logger.error("%s", error)
         return Desk(Options(), refusal=str(error)).page
+
+
+def _foreign(options: Options) -> str | None:
+    """Why whoever asks for the page of this moment does not get it; None where he does, or where there is no request."""
+    request = getattr(pn.state.curdoc and pn.state.curdoc.session_context, "request", None)
+    if request is None:
+        return None
+    sent = request._request.headers  # request.headers may come from the browser's own token
+    return refusal(sent, names={host_name(name) for name in options.allowed_hosts})
 
 
 class Desk:

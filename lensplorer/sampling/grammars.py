@@ -21,6 +21,7 @@ _ALIASES |= {"json": "json_schema", "schema": "json_schema"}
 
 #: Between two parts of a JSON text: nothing, a space, or a new line with its indentation. Without a bound, white space can go on for ever.
 _JSON_SPACE = r"(\n {0,16}| )?"
+_TOO_DEEP = "The JSON schema is nested too deeply: give one of fewer levels."
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def _refuse_grammar(text: str, message: str) -> NoReturn:
 def _parse_schema(text: str) -> dict[str, Any]:
     try:
         schema = json.loads(text)
+    except RecursionError as error:
+        raise SamplingError(_TOO_DEEP) from error
     except ValueError as error:
         place = f"line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise SamplingError(f"The JSON schema is not valid JSON at {place}.") from error
@@ -157,7 +160,10 @@ def _parse_schema(text: str) -> dict[str, Any]:
 def _schema_grammar(schema: dict[str, Any]) -> str:
     from llguidance import LLMatcher
 
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_pattern": _JSON_SPACE})
+    try:
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_pattern": _JSON_SPACE})
+    except (ValueError, RecursionError) as error:  # it reads any JSON but one that is too deep
+        raise SamplingError(_TOO_DEEP) from error
 
 
 def _refuse_schema(text: str, message: str) -> NoReturn:
@@ -196,7 +202,7 @@ def _parts(schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def _choices(text: str) -> list[str]:
     try:
         choices = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         choices = None
     if not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
         choices = text.splitlines()

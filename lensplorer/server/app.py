@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 
@@ -20,7 +20,7 @@ from lensplorer.errors import LensplorerError
 from lensplorer.models import LensModel
 from lensplorer.server import generation
 from lensplorer.server.analyses import Context, Endpoint, SAEs, endpoints
-from lensplorer.server.limits import BodyLimit, TooLarge, TooMany
+from lensplorer.server.limits import TooLarge, TooMany
 from lensplorer.server.models import ModelBusy, ModelNotReady, ModelRefused, ModelService, ModelStore
 from lensplorer.server.queue import Busy, Dropped, RunQueue, TookTooLong, client_of, departure
 from lensplorer.server.results import Result, to_json
@@ -36,7 +36,7 @@ from lensplorer.server.schemas import (
     Step,
     StepRequest,
 )
-from lensplorer.server.security import Gate
+from lensplorer.server.security import PAGE_POLICY, add_door
 from lensplorer.server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -58,6 +58,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "The library refuses; the detail says what would fit.",
         401: "A token is needed.",
         403: "Not allowed here.",
+        408: "The request was not there in time.",
         413: "Too large a request, prompt or result.",
         422: "The body is not as described.",
         429: "Too many wait; Retry-After says how long.",
@@ -130,14 +131,10 @@ def create_app(settings: ServerSettings | None = None, *, model: LensModel | Non
     app.include_router(_analysis_routes(server))
     if settings.page is not None:
         page = settings.page
-        app.add_api_route("/", lambda: FileResponse(page, media_type="text/html"), methods=["GET"], include_in_schema=False)
-    _handle_errors(app)
-    app.add_middleware(BodyLimit, max_body=settings.max_body)
-    app.add_middleware(Gate, settings=settings)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["Authorization", "Content-Type"]
-        )
+        headers = {"Content-Security-Policy": PAGE_POLICY}
+        app.add_api_route("/", lambda: FileResponse(page, media_type="text/html", headers=headers), methods=["GET"], include_in_schema=False)
+    handle_errors(app)
+    add_door(app, settings)
     return app
 
 
@@ -207,7 +204,7 @@ def _analysis_route(server: Server, endpoint: Endpoint) -> Callable[..., Any]:
     return route
 
 
-def _handle_errors(app: FastAPI) -> None:
+def handle_errors(app: FastAPI) -> None:
     """Every error is JSON with ``detail``; none shows a traceback or sends back what was sent."""
 
     @app.exception_handler(LensplorerError)
@@ -228,10 +225,13 @@ def _handle_errors(app: FastAPI) -> None:
     async def too_deep(request: Request, error: Exception) -> Response:
         return _problem("The request is nested too deeply.", 400)
 
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        return _problem("The server failed to answer this; its log says more.", 500)
+
+class Plain(JSONResponse):
+    """JSON of any text, half of a surrogate pair included, which is no character and becomes a question mark."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", errors="replace")
 
 
 def _problem(detail: Any, status: int, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"detail": detail}, status, headers)
+    return Plain({"detail": detail}, status, headers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
@@ -53,15 +54,19 @@ class ModelStore:
     def __init__(self, settings: ServerSettings, load: Callable[..., Any] = load_model) -> None:
         self.settings, self._load = settings, load
         self._loaded: WeakValueDictionary[str, Any] = WeakValueDictionary()
-        self._lock = threading.Lock()
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # who wants a model at hand does not wait for another
+        self._first = settings.model or default_model_name()
 
     def check(self, name: str | None) -> None:
         """
         Raises:
             ModelRefused: the model called ``name`` may not be loaded over HTTP.
         """
-        if name is not None and name != self.settings.model and not self.settings.may_load(name):
-            raise ModelRefused(f"The model {name!r} may not be loaded here. Start the server with --allow-model to allow a built-in or hub name.")
+        if name is not None and name != self._first and not self.settings.may_load(name):
+            raise ModelRefused(
+                f"The model {name!r} may not be loaded here. Start the server with --allow-model for a built-in or hub name, or with --model-dir"
+                " for the models of a folder."
+            )
 
     def get(self, name: str | None = None) -> LensModel:
         """The model called ``name``; None is the one the server was started with.
@@ -71,8 +76,8 @@ class ModelStore:
             ModelError: as ``load_model``.
         """
         self.check(name)
-        name = name or self.settings.model or default_model_name()
-        with self._lock:
+        name = name or self._first
+        with self._locks[name]:
             model = self._loaded.get(name)
             if model is None:
                 freeze_imports()
@@ -81,8 +86,7 @@ class ModelStore:
 
     def keep(self, model: LensModel) -> None:
         """Give ``model`` to whoever asks for the one the server was started with."""
-        with self._lock:
-            self._loaded[self.settings.model or default_model_name()] = model
+        self._loaded[self._first] = model
 
 
 class Served:

@@ -1,77 +1,111 @@
-"""Who may come in: the host by which the server is called, the page that calls it, and the token.
+"""Who may come in: the host by which the server is called, the page that calls it, and the token; and what every answer tells the browser.
 
-*Host.* A page of another site can make its own name point at this machine (DNS rebinding) and then read what a server here answers; its requests
-carry that name. On this machine's own address only the machine's own names are answered.
-*Origin.* A browser names the page that sends a request or opens a websocket. Only pages of this server, and those allowed by name, may.
+*Host and origin.* See ``lensplorer.hosts``. They are checked before anything else, for pages, files and websockets alike.
 *Token.* ``Authorization: Bearer …``. A browser cannot send that for a page or a websocket, so it may open any page once with ``?token=…`` and gets a
 cookie, which does not hold the token itself and is not sent from pages of other sites.
+*Headers.* No page of another site may frame an answer, read it as another kind, or learn its address; scripts come from this server alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
+import re
+import secrets
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
-from starlette.datastructures import Headers
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lensplorer.server.settings import ServerSettings, is_loopback
+from lensplorer.hosts import host_name, refusal
+from lensplorer.server.limits import BodyLimit
+from lensplorer.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 COOKIE = "lensplorer_token"
+#: Of every answer. What a page may load is in its policy.
+HEADERS = {
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self' blob:;"
+    " worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+#: Of a page that is not ours (``--page``): it may load what it likes, and nobody may frame it.
+PAGE_POLICY = "frame-ancestors 'none'"
+_SCRIPT = re.compile(rb"<script\b(.*?</script>)", re.DOTALL | re.IGNORECASE)
+
+
+def add_door(app: Starlette, settings: ServerSettings) -> None:
+    """Put everything in front of an application that decides what reaches it, and behind it what catches its failures.
+
+    From the outside in: headers, host and origin, other sites that are allowed, token, size of the request, failures.
+    """
+    app.add_middleware(LastHandler)
+    app.add_middleware(BodyLimit, max_body=settings.max_body, seconds=settings.receive_seconds)
+    app.add_middleware(TokenGate, token=settings.token)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["Authorization", "Content-Type"]
+        )
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(SafeHeaders)
 
 
 class Gate:
-    """Lets through what may come in, and answers the rest: 401 without the token, 403 for a foreign host or origin."""
+    """Lets through what is called by a name served here and by no page of another site; 403 for the rest."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self.app, self.settings = app, settings
-        self._token = None if settings.token is None else settings.token.encode()
-        self._cookie = b"" if self._token is None else hmac.new(self._token, b"lensplorer cookie", hashlib.sha256).hexdigest().encode()
+        self.app = app
+        self._sites = settings.cors_origins
+        self._names = {host_name(name) for name in (settings.address, *settings.allowed_hosts)}
+        self._any_name = not settings.is_local and not settings.allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        reason = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
+        if reason is None:
+            await self.app(scope, receive, send)
+        else:
+            await _refuse(JSONResponse({"detail": reason}, 403), scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> str | None:
+        headers = Headers(scope=scope)
+        if scope["type"] == "websocket" and "origin" not in headers:
+            return "A websocket is opened by a page of this server, and a browser names it in Origin."
+        return refusal(headers, names=self._names, any_name=self._any_name, sites=self._sites)
+
+
+class TokenGate:
+    """Lets through who shows the token, if there is one; 401 for the rest."""
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self.app = app
+        self._token = b"" if token is None else token.encode()
+        self._cookie = hmac.new(self._token, b"lensplorer cookie", hashlib.sha256).hexdigest().encode()
+        self._name = f"{COOKIE}_{hmac.new(self._token, b'lensplorer name', hashlib.sha256).hexdigest()[:8]}"  # cookies are not kept apart by port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._token or scope["type"] not in ("http", "websocket") or self._shows_token(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
-        if refusal is None:
-            await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        else:
-            await refusal(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if not self._knows_host(host):
-            return JSONResponse({"detail": f"This server does not answer under the host name {host!r}. Allow it with --allow-host."}, 403)
-        origin = headers.get("origin")
-        if origin is not None and not self._knows_origin(origin, host):
-            return JSONResponse({"detail": f"Pages of {origin!r} may not use this server. Allow it with --cors-origin."}, 403)
-        if self._token is None or self._shows_token(headers):
-            return None
-        return self._admitted(scope) or JSONResponse(
-            {"detail": "A token is needed: send 'Authorization: Bearer …', or open the page once with ?token=…"}, 401, {"WWW-Authenticate": "Bearer"}
-        )
-
-    def _knows_host(self, host: str) -> bool:
-        name = _host_name(host)
-        if name in (allowed.lower() for allowed in self.settings.allowed_hosts):
-            return True
-        return is_loopback(name) if self.settings.is_local else not self.settings.allowed_hosts
-
-    def _knows_origin(self, origin: str, host: str) -> bool:
-        return origin in self.settings.cors_origins or (host != "" and _site(origin) == host.lower())
+        detail = "A token is needed: send 'Authorization: Bearer …', or open the page once with ?token=…"
+        await _refuse(self._admitted(scope) or JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"}), scope, receive, send)
 
     def _shows_token(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _same(given.strip(), self._token or b""):
+        if scheme.lower() == "bearer" and _same(given.strip(), self._token):
             return True
         try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+            cookie = SimpleCookie(headers.get("cookie", "")).get(self._name)
         except CookieError:
             return False
         return cookie is not None and _same(cookie.value, self._cookie)
@@ -80,32 +114,96 @@ class Gate:
         """Where a page is opened with the right ``?token=``, the same page without it, and the cookie."""
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = dict(query).get("token")
-        if scope["type"] != "http" or scope["method"] != "GET" or given is None or not _same(given, self._token or b""):
+        if scope["type"] != "http" or scope["method"] != "GET" or given is None or not _same(given, self._token):
             return None
         rest = urlencode([(name, value) for name, value in query if name != "token"])
         path = "/" + scope["path"].lstrip("/")  # two slashes in front would be another host
         response = RedirectResponse(f"{path}?{rest}" if rest else path, 303)
-        response.set_cookie(COOKIE, self._cookie.decode(), httponly=True, samesite="strict", secure=scope.get("scheme") == "https")
+        response.set_cookie(self._name, self._cookie.decode(), httponly=True, samesite="strict", secure=scope.get("scheme") == "https")
         return response
+
+
+async def _refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+    else:
+        await response(scope, receive, send)
 
 
 def _same(given: str, expected: bytes) -> bool:
     return hmac.compare_digest(given.encode("utf-8", errors="replace"), expected)
 
 
-def _site(origin: str) -> str:
-    """Host and port of an origin; empty for ``null`` and what is no origin."""
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
+class SafeHeaders:
+    """Gives every answer the headers above and a policy, unless it has one of its own.
 
-
-def _host_name(host: str) -> str:
-    """The name in a Host header, without the port.
-
-    >>> _host_name("LOCALHOST:8000"), _host_name("[::1]:8000"), _host_name("[::1]")
-    ('localhost', '[::1]', '[::1]')
+    A page is held until it is whole. The scripts in it get a number that is drawn for this answer and stands in its policy: what gets into the
+    page afterwards, such as a ``<script>`` or an ``onerror`` in a text, does not have it and does not run.
     """
-    name, _, port = host.lower().rpartition(":")
-    return name if port.isdigit() else host.lower()
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        nonce = secrets.token_urlsafe(16)
+        held: Message | None = None
+        page = bytearray()
+
+        async def dress(message: Message) -> None:
+            nonlocal held
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                is_page = headers.get("content-type", "").startswith("text/html") and "content-security-policy" not in headers
+                headers.setdefault("Content-Security-Policy", _POLICY.format(nonce=nonce))
+                if is_page:
+                    held = message
+                    return
+            elif held is not None:
+                page.extend(message.get("body", b""))
+                if message.get("more_body", False):
+                    return
+                marked = marked_scripts(bytes(page), nonce)
+                MutableHeaders(scope=held)["Content-Length"] = str(len(marked))
+                await send(held)
+                message = {"type": "http.response.body", "body": marked}
+            await send(message)
+
+        await self.app(scope, receive, dress)
+
+
+def marked_scripts(page: bytes, nonce: str) -> bytes:
+    """The page with ``nonce`` on each of its scripts.
+
+    >>> marked_scripts(b"<p><script>let a = 1</script><script src=a.js></script>", "x")
+    b'<p><script nonce="x">let a = 1</script><script nonce="x" src=a.js></script>'
+    """
+    return _SCRIPT.sub(rb'<script nonce="%s"\1' % nonce.encode(), page)
+
+
+class LastHandler:
+    """Turns what nobody foresaw into a sentence with an id, which stands in the log beside the traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except Exception:
+            number = secrets.token_hex(4)
+            logger.exception("Failure %s: %s %r", number, scope["type"], scope.get("path"))
+            if begun or scope["type"] not in ("http", "websocket"):
+                raise
+            detail = f"The server failed to answer this. Its log says more, under {number}."
+            await _refuse(JSONResponse({"detail": detail}, 500), scope, receive, send)

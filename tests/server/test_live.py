@@ -99,7 +99,6 @@ def test_api_and_dashboard_are_one_process_behind_one_token(live):
 @pytest.mark.parametrize(
     ("arguments", "said", "code"),
     [
-        (["--address", "0.0.0.0"], "--token", 1),
         (["--address", "0.0.0.0", "--token", "short"], "16", 1),
         (["--model", "storywrold"], "storyworld", 1),
         (["--allow-model", "./model"], "is a path", 1),

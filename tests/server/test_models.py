@@ -122,7 +122,9 @@ def test_elsewhere_no_path_and_no_other_name_is_loaded(serving, name):
 
 def test_what_may_be_loaded(tmp_path, monkeypatch):
     here, there = ServerSettings(), ServerSettings(address="0.0.0.0", token=TOKEN, model="gpt2")
-    assert here.may_load("gpt2") and here.may_load("./model") and not ServerSettings(allowed_models=("gpt2",)).may_load("storyworld")
+    assert (
+        here.may_load("gpt2") and here.may_load("owner/repository/model.gguf") and not ServerSettings(allowed_models=("gpt2",)).may_load("storyworld")
+    )
     assert there.may_load("gpt2") and there.may_load("storyworld-mini") and not there.may_load("distilgpt2")
     for path in ("./model", "model.gguf"):
         with pytest.raises(ConfigError, match="is a path"):
@@ -132,12 +134,64 @@ def test_what_may_be_loaded(tmp_path, monkeypatch):
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "model.gguf").touch()
     monkeypatch.chdir(tmp_path)
-    assert here.may_load("model.gguf") and is_path("files")
+    assert is_path("files") and not here.may_load("files") and not here.may_load("./gpt2")
     assert is_path("gpt2") and not there.may_load("gpt2")  # a folder of that name has come up: it would be read instead
 
 
+@pytest.mark.parametrize("address", [{}, {"address": "0.0.0.0", "token": TOKEN}])
+def test_a_path_is_loaded_from_the_folders_given_alone(tmp_path, monkeypatch, address):
+    (tmp_path / "given" / "model").mkdir(parents=True)
+    (tmp_path / "given" / "model" / "model.gguf").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "given" / "way_out").symlink_to(tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    settings = ServerSettings(model="./other/first", model_dirs=(tmp_path / "given",), **address)
+    for path in ("./given/model", "given/model/model.gguf", str(tmp_path / "given" / "no such model"), "./given"):
+        assert settings.may_load(path), path
+    for path in ("./other", "given/../other/x/", "./given/way_out", "/etc", "/", "~", "~nobody-of-this-name/model", "./\0", "./" + "a" * 400, "\\x"):
+        assert not settings.may_load(path), path
+        with pytest.raises(ModelRefused, match="--model-dir"):
+            ModelStore(settings).check(path)
+    ModelStore(settings).check("./other/first")  # the one the server was started with
+    with pytest.raises(ConfigError, match="no folder"):
+        ServerSettings(model_dirs=(tmp_path / "nowhere",))
+
+
+def test_a_folder_that_holds_no_model_is_said_to_and_no_more(tmp_path, monkeypatch, storyworld):
+    (tmp_path / "secret name.txt").touch()
+    outside = ModelService(ModelStore(ServerSettings()), storyworld)
+    with pytest.raises(ModelRefused) as there:
+        outside.load(str(tmp_path))
+    with pytest.raises(ModelRefused) as nowhere:
+        outside.load(str(tmp_path / "x"))
+    assert str(nowhere.value) == str(there.value).replace(str(tmp_path), str(tmp_path / "x"))  # not even whether it is there
+    inside = ModelService(ModelStore(ServerSettings(model_dirs=(tmp_path,))), storyworld)
+    inside.load(str(tmp_path))
+    inside.wait(60)
+    assert "not a model" in inside.status()["error"] and "secret" not in inside.status()["error"]
+
+
+def test_a_model_at_hand_does_not_wait_for_another(storyworld):
+    loader = SlowLoader({})
+    store = ModelStore(ServerSettings(model="storyworld"), load=loader)
+    store.keep(storyworld)
+
+    def wait_for_another():
+        with pytest.raises(ModelError):
+            store.get("gpt2")
+
+    slow = threading.Thread(target=wait_for_another)
+    slow.start()
+    while not loader.calls:
+        pass
+    assert store.get() is storyworld
+    loader.go.set()
+    slow.join(60)
+    assert not slow.is_alive()
+
+
 def test_a_model_nobody_holds_is_let_go(tiny_folder):
-    store = ModelStore(ServerSettings())
+    store = ModelStore(ServerSettings(model_dirs=(tiny_folder("gpt2"),)))
     model = store.get(str(tiny_folder("gpt2")))
     assert store.get(str(tiny_folder("gpt2"))) is model
     gone = weakref.ref(model)
