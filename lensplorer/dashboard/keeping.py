@@ -297,15 +297,14 @@ def open_saved(explorer: Explorer, kind: str, name: str) -> None:
 
 
 def resume(explorer: Explorer, path: Path) -> None:
-    """Take up a page's own autosave, with its model. If it does not come back it is set aside, and the page starts with its first prompt.
-
-    Raises:
-        SessionError: the file is damaged. It has been set aside; nothing is loaded yet.
+    """Take up a page's own autosave, with its model. If it does not come back it is set aside, which is told, and the page starts with its first
+    prompt.
     """
     try:
         _open(explorer, path, own=True)
     except SessionError as error:
-        raise SessionError(f"Not resumed: {error} {set_aside(path)}") from error
+        explorer.tell(f"Not resumed: {error} {set_aside(path)}", kind="error")
+        explorer.start_loading(explorer.options.model)
 
 
 def _open(explorer: Explorer, path: Path, *, own: bool) -> None:

@@ -150,8 +150,7 @@ class Desk:
                 keeping.resume(self.explorer, kept)
                 return
         except LensplorerError as error:
-            self.explorer.tell(str(error), kind="error")
-            kept = None
+            self.explorer.tell(f"The page is not kept: {error}", kind="error")
         keeping.follow_link(self.explorer, asked, kept=kept)
         self.explorer.start_loading(asked.get("model") or self.explorer.options.model, otherwise=partial(self._not_loaded, kept))
 

@@ -58,10 +58,9 @@ class Turns:
         self._holder = None
         self.let_go.add(thread)
         name = next((each.name for each in threading.enumerate() if each.ident == thread), "a thread that has ended")
-        stack = "".join(traceback.format_stack(sys._current_frames().get(thread)))
-        logger.error(
-            "%s has kept all pages waiting for %.0f s and is let go. Restart the server to be rid of it. It is at:\n%s", name, LONGEST, stack
-        )
+        frame = sys._current_frames().get(thread)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        logger.error("%s has kept all pages waiting for %.0f s and is let go; a restart ends it. It is at:\n%s", name, LONGEST, stack)
 
 
 TURNS = Turns()
