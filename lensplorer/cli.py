@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import logging
 import os
 import sys
@@ -23,7 +24,16 @@ from lensplorer.errors import LensplorerError
 from lensplorer.server.command import serve as serve_with_api
 from lensplorer.server.command import serve_options
 
-app = typer.Typer(
+
+class _App(typer.Typer):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows \u2026 in place of an error
+                stream.reconfigure(errors="backslashreplace")
+        return super().__call__(*args, **options)
+
+
+app = _App(
     name="lensplorer",
     help="Drive a language model one token at a time and see exactly why it says what it says.",
     add_completion=False,

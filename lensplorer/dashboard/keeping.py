@@ -208,29 +208,33 @@ def hold(key: str) -> IO[bytes] | None:
         file.close()
 
 
-def forget_old() -> None:
-    """Keep no more than the newest autosaves, and no more than the newest of those that did not come back."""
-    files = _files("autosave")
+def forget_old(*, keep: str = "") -> None:
+    """Keep no more than the newest autosaves, and that of the tab ``keep``; no more than the newest of those that did not come back; and nothing that
+    a page left which was killed while it saved.
+    """
+    files = [path for path in _files("autosave") if path.stem != keep]
     for old in (
         *[path for path in files if _ASIDE not in path.name][_MOST_AUTOSAVES:],
         *[path for path in files if _ASIDE in path.name][_MOST_ASIDE:],
     ):
-        _forget(old)
+        _forget(old, old.with_suffix(_PAGE), old.with_suffix(".lock"))
     for lock in folder("autosave").glob("*.lock"):
         if not lock.with_suffix(".json").exists():
-            _forget(lock.with_suffix(".json"))
+            _forget(lock)
+    for half in folder("autosave").glob(".*.tmp"):
+        _forget(half)
 
 
-def _forget(path: Path) -> None:
-    """Take a file away, unless a page is using it."""
-    held = None
+def _forget(*paths: Path) -> None:
+    """Take the files of a tab away, unless a page holds its key."""
+    held, key = None, paths[0].name.lstrip(".").split(".")[0]
     try:
-        if re.fullmatch(_KEY, path.stem):
-            held = hold(path.stem)
+        if re.fullmatch(_KEY, key):
+            held = hold(key)
             if held is None:
                 return
-        for each in (path, path.with_suffix(_PAGE), path.with_suffix(".lock")):
-            each.unlink(missing_ok=True)
+        for path in paths:
+            path.unlink(missing_ok=True)
     except OSError:
         return  # the folder cannot be written
     finally:

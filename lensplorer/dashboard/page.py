@@ -176,6 +176,7 @@ class Desk:
                 holder._autosave()  # while it is this page's turn, the other changes nothing
             if not holder._is_looked_at():
                 holder._give_up_tab()
+        keeping.forget_old(keep=tab)
         self._hold = keeping.hold(tab) if tab not in _HOLDERS else None
         own = tab if self._hold is not None else secrets.token_hex(16)
         self._hold = self._hold or keeping.hold(own)
@@ -184,7 +185,6 @@ class Desk:
         threading.current_thread().name = f"lensplorer-page {own[:8]}"
         if own != tab:
             self._send({"tab": own})
-        keeping.forget_old()
         return keeping.autosaved(tab)
 
     def _give_up_tab(self) -> None:
