@@ -213,7 +213,7 @@ class Explorer:
         else:
             self.set_prompt(text)
         self._take_the_pace()
-        if is_first:
+        if is_first and not self.saes.resumed:
             self._load_first_saes()
 
     def _take_the_pace(self) -> None:

@@ -376,7 +376,7 @@ def _check_name(what: str, name: str, known: Mapping[str, Any]) -> None:
 
 
 def _take_up(explorer: Explorer, session: Session, path: Path, page: Page | None) -> list[str]:
-    """All or nothing: what can fail is done first. Then the SAEs, the session, and what is on screen.
+    """All or nothing: what can fail is done first. Then the session, the SAEs, and what is on screen.
 
     Returns:
         Why SAEs of the page are missing that the session does without.
@@ -391,9 +391,9 @@ def _take_up(explorer: Explorer, session: Session, path: Path, page: Page | None
         raise SessionError(" ".join([str(error), *missing])) from error
     if not state.prompt.ids:
         raise SessionError(f"The session in {str(path)!r} has no tokens.")
-    explorer.saes.take(saes)
     session.take_up(state, sampling)
     if page is not None:
+        explorer.saes.take(saes)
         explorer.state.param.update(**page.state.model_dump(), open=page.open)
         explorer.settings = page.settings
         if page.sae in explorer.saes.loaded:

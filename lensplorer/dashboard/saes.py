@@ -32,6 +32,7 @@ class PageSAEs:
         self.tables: dict[str, dict[str, Any]] = {}  # of those taken off too
         self.chosen = ""
         self._was_chosen = False  # by the person; until then the middle of the residual stream
+        self.resumed = False  # with the page: those that a page begins with are not wanted
         self.loading: list[str] = []
         self.error = ""
         self.found: list[dict[str, Any]] = []
@@ -42,7 +43,7 @@ class PageSAEs:
         """Another model: its SAEs are others."""
         self.loaded, self.code, self.tables, self.chosen, self.loading, self.error, self.found = {}, {}, {}, "", [], "", []
         self.searched = None
-        self._was_chosen = False
+        self._was_chosen = self.resumed = False
 
     # -- loading -----------------------------------------------------------------------------------------------------------------
 
@@ -87,7 +88,8 @@ class PageSAEs:
         return fitting, refused
 
     def take(self, found: Sequence[tuple[Any, SAEConfig]]) -> None:
-        """Show what ``ready`` found."""
+        """Show what ``ready`` found: the page that was kept has no others."""
+        self.resumed = True
         for sae, table in found:
             self._arrived(sae, "", table, describe_table(table), self.explorer.need_session().model)
 
