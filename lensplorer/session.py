@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lensplorer.config import MOST_PROMPTS
 from lensplorer.errors import PromptError, SessionError
 from lensplorer.interventions.sessions import InterventionSession, checked
 from lensplorer.models import LensModel, model_info
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from lensplorer.stepping import TokenTree
 
 MAX_PROMPTS = 9
-MOST_PROMPTS = 1000  #: that ``max_prompts`` may allow, and a file hold
 _MAX_UNDO = 1000
 
 

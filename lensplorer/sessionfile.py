@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError
 
+from lensplorer.config import MOST_PROMPTS
 from lensplorer.errors import FormatError, LensplorerError, SessionError
 from lensplorer.formats.files import read_bytes, write_bytes
 from lensplorer.interventions.sessions import checked, read_interventions, saved_interventions
@@ -21,7 +22,7 @@ from lensplorer.sampling.constraints import compile_constraint
 from lensplorer.sampling.grammars import Constraint
 from lensplorer.sampling.params import DecodingParams
 from lensplorer.sampling.steps import ChosenToken, SamplingSettings
-from lensplorer.session import MOST_PROMPTS, PromptState, State
+from lensplorer.session import PromptState, State
 
 if TYPE_CHECKING:
     from lensplorer.session import Session

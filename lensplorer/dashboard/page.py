@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -138,6 +139,8 @@ class Desk:
 
     def _begin(self, tab: str | None) -> None:
         """On the worker's thread, when the browser listens: resume what this tab showed, follow its link, or load the first model."""
+        if self._tab == "" and tab and self.explorer.session is not None:
+            self._take_fresh_tab()
         if self._tab is not None or self.explorer.state.model_error:
             return
         self._tab = ""
@@ -186,6 +189,12 @@ class Desk:
         if own != tab:
             self._send({"tab": own})
         return keeping.autosaved(tab)
+
+    def _take_fresh_tab(self) -> None:
+        """The browser was away, and another page has taken the key over; or nothing could be kept until now."""
+        with suppress(LensplorerError):  # told before
+            self._take_tab(secrets.token_hex(16))
+            self._send({"tab": self._tab})
 
     def _give_up_tab(self) -> None:
         """Keep nothing more under the tab's key."""

@@ -111,6 +111,20 @@ def test_a_reloaded_tab_keeps_its_key_and_the_page_before_keeps_nothing_more(ope
     assert kept(KEY) == second.ids
 
 
+def test_a_page_that_comes_back_after_its_key_was_taken_gets_another(opened, monkeypatch):
+    first = opened()
+    first.send("append", "append")
+    monkeypatch.setattr(first.desk, "_is_looked_at", lambda: False)
+    second = opened()
+    second.rest()
+    first.desk._receive(SimpleNamespace(data={"do": "hello", "tab": KEY}))
+    first.send("append")
+    first.rest()
+    fresh = first.desk.shell._shown["tab"]
+    assert fresh == first.desk._tab != KEY
+    assert kept(fresh) == first.ids and kept(KEY) == second.ids
+
+
 def test_a_closed_page_gives_its_key_up_with_all_that_was_typed(opened):
     first = opened()
     first.send(*["append"] * 3)
