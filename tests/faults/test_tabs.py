@@ -30,7 +30,7 @@ class Opened:
         self.desk._arguments = arguments or {}
         self.sequence = 0
         self.desk._receive(SimpleNamespace(data={"do": "hello", "tab": tab}))
-        self.until(lambda: self.desk.explorer.session is not None)
+        self.until(lambda: self.desk.explorer.session is not None and self.ids)
 
     def until(self, holds: Callable[[], Any]) -> None:
         end = time.monotonic() + 60
