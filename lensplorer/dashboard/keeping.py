@@ -180,8 +180,29 @@ def autosaved(key: str) -> Path | None:
     return path if path.exists() else None
 
 
+def copied(key: str, to: str) -> Path | None:
+    """A copy of one tab's autosave for another, if there is one.
+
+    Raises:
+        SessionError: one is no key of a tab, or the copy cannot be written.
+    """
+    check_key(to)
+    path = autosaved(key)
+    if path is None:
+        return None
+    copy = path.with_name(f"{to}.json")
+    try:
+        shutil.copyfile(path, copy)
+        if path.with_suffix(_PAGE).exists():
+            shutil.copyfile(path.with_suffix(_PAGE), copy.with_suffix(_PAGE))
+    except OSError as error:
+        copy.unlink(missing_ok=True)
+        raise SessionError(f"{str(copy)!r} cannot be written: {error.strerror or error}.") from error
+    return copy
+
+
 def hold(key: str) -> IO[bytes] | None:
-    """Hold a tab's key against other processes, for as long as the file is open; None where another process holds it.
+    """Hold a tab's key against other pages, of this process and others, for as long as the file is open; None where another holds it.
 
     Where the system has no file locks, or the folder cannot be written, nothing is held.
 

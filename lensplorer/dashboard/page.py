@@ -186,9 +186,10 @@ class Desk:
         self._tab = own
         _HOLDERS[own] = self
         threading.current_thread().name = f"lensplorer-page {own[:8]}"
-        if own != tab:
-            self._send({"tab": own})
-        return keeping.autosaved(tab)
+        if own == tab:
+            return keeping.autosaved(tab)
+        self._send({"tab": own})
+        return keeping.copied(tab, own)
 
     def _take_fresh_tab(self) -> None:
         """The browser was away, and another page has taken the key over; or nothing could be kept until now."""

@@ -147,7 +147,7 @@ def test_the_key_of_a_page_in_another_process_is_not_taken(opened):
     child = in_a_child(hold)
     assert os.read(reading, 1) == b"1"
     second = opened()
-    assert second.desk._tab not in (KEY, "") and second.ids == first.ids
+    assert second.desk._tab not in (KEY, "") and second.ids == first.ids == kept(second.desk._tab)
     second.send("append")
     second.rest()
     assert kept(KEY) == first.ids and kept(second.desk._tab) == second.ids
