@@ -7,6 +7,7 @@ option is exit code 2.
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 from collections.abc import Callable
@@ -21,7 +22,16 @@ from lensplorer.errors import LensplorerError
 from lensplorer.server.command import page_settings, serve_options
 from lensplorer.server.command import serve as serve_door
 
-app = typer.Typer(
+
+class _App(typer.Typer):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows \u2026 in place of an error
+                stream.reconfigure(errors="backslashreplace")
+        return super().__call__(*args, **options)
+
+
+app = _App(
     name="lensplorer",
     help="Drive a language model one token at a time and see exactly why it says what it says.",
     add_completion=False,

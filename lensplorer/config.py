@@ -12,6 +12,8 @@ from typing import Any
 
 from lensplorer.errors import ConfigError, did_you_mean
 
+MOST_PROMPTS = 1000  #: that a session may hold, and a file of one
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -114,6 +116,8 @@ def parse_config(content: dict[str, Any], *, name: str = "configuration") -> Con
         value = getattr(getattr(config, section), key)
         if value < 1:
             raise ConfigError(f"{name}: [{section}] {key} must be at least 1, got {value}.")
+    if config.prompt.max_prompts > MOST_PROMPTS:
+        raise ConfigError(f"{name}: [prompt] max_prompts must be at most {MOST_PROMPTS}, got {config.prompt.max_prompts}.")
     for sae in config.sae:
         if not (sae.release and sae.sae_id) and not (sae.repo_id and sae.filename) and not sae.folder:
             raise ConfigError(f"{name}: a [[sae]] needs release and sae_id, or repo_id and filename, or folder.")

@@ -7,6 +7,7 @@ the panel concerned, the HTTP API returns it as ``detail``.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -91,6 +92,19 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     if 0 < len(choices) <= 12:
         return " Choose from " + ", ".join(repr(choice) for choice in choices) + "."
     return ""
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def check_unicode(text: str, what: str, error: type[LensplorerError]) -> None:
+    """Refuse a text with half of a surrogate pair: no file, tokenizer or browser takes it.
+
+    Raises:
+        error: naming ``what`` the text is.
+    """
+    if _HALF.search(text):
+        raise error(f"{what} holds half of a surrogate pair, which is no character: leave it out.")
 
 
 def first_line(error: BaseException) -> str:

@@ -28,9 +28,9 @@ def _limits(process: Any) -> list[int]:
     """Room under each limit of this process; a machine without such limits has none of them."""
     found = []
     try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-        reclaimable = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        limit = int((_CGROUP / "memory.max").read_text(encoding="utf-8"))
+        used = int((_CGROUP / "memory.current").read_text(encoding="utf-8"))
+        reclaimable = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
         found.append(limit - used + int(reclaimable.get("inactive_file", 0)))
     except (OSError, ValueError):  # no control group, or "max"
         pass

@@ -6,19 +6,18 @@ runs when ``trace()`` is called, through a ``TokenTree``: a step costs one token
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensplorer.errors import LensplorerError, PromptError, SessionError
-from lensplorer.interventions.sessions import InterventionSession, checked, read_interventions, saved_interventions
+from lensplorer.config import MOST_PROMPTS
+from lensplorer.errors import PromptError, SessionError
+from lensplorer.interventions.sessions import InterventionSession, checked
 from lensplorer.models import LensModel, model_info
 from lensplorer.running import Intervention, Reads
-from lensplorer.sampling.steps import ChosenToken, SamplingSession, SamplingSettings, holding, read_sampling
+from lensplorer.sampling.steps import ChosenToken, SamplingSession, SamplingSettings, holding
 from lensplorer.tokens import Prompt, token_texts
 from lensplorer.trace import Trace, prompt_ids
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from lensplorer.nodes import Node
     from lensplorer.stepping import TokenTree
 
-FORMAT_VERSION = 1
 MAX_PROMPTS = 9
 _MAX_UNDO = 1000
 
@@ -110,8 +108,8 @@ class Session(InterventionSession, SamplingSession):
         interventions: Iterable[Intervention] = (),
         max_bytes: int | None = None,
     ) -> None:
-        if max_prompts < 1:
-            raise SessionError(f"max_prompts must be at least 1, got {max_prompts}.")
+        if not 1 <= max_prompts <= MOST_PROMPTS:
+            raise SessionError(f"max_prompts must be at least 1 and at most {MOST_PROMPTS}, got {max_prompts}.")
         super().__init__()
         self.model = model
         self.max_prompts = max_prompts
@@ -376,15 +374,9 @@ class Session(InterventionSession, SamplingSession):
         Raises:
             SessionError: the file cannot be written, or an intervention is not one of ``lensplorer.interventions``.
         """
-        info = model_info(self.model)
-        content = {
-            "format": "lensplorer session",
-            "version": FORMAT_VERSION,
-            "model": {"name": info.name, "revision": info.revision, "d_vocab": int(self.model.cfg.d_vocab)},
-            "state": {**asdict(replace(self.state, interventions=())), "interventions": saved_interventions(self.interventions)},
-            "sampling": self._sampling_content(),
-        }
-        write_atomically(Path(path), json.dumps(content, ensure_ascii=False, indent=1))
+        from lensplorer.sessionfile import session_content, write_session
+
+        write_session(Path(path), session_content(self))
 
     def load(self, path: str | os.PathLike[str], *, saes: Iterable[Any] = ()) -> None:
         """Take up a saved session; the change can be undone.
@@ -394,9 +386,15 @@ class Session(InterventionSession, SamplingSession):
             saes: the SAEs whose features its interventions change.
 
         Raises:
-            SessionError: the file cannot be read, is no session, is of another model, or changes features of an SAE that was not given.
+            SessionError: the file cannot be read, is no session, is damaged, is of another model, or changes features of an SAE that was not given.
+                The session is as it was.
         """
-        state, sampling = read_session(Path(path), self.model, saes=saes)
+        from lensplorer.sessionfile import read_session
+
+        self.take_up(*read_session(Path(path), self.model, saes=saes))
+
+    def take_up(self, state: State, sampling: SamplingSettings) -> None:
+        """Go on from what ``read_session`` found; the change can be undone."""
         self._become(state)
         self._take_up_sampling(sampling)
 
@@ -438,73 +436,3 @@ class Session(InterventionSession, SamplingSession):
     @staticmethod
     def _clipped(cursor: int | None, prompt: PromptState) -> int | None:
         return None if cursor is None or not prompt.ids else min(cursor, len(prompt.ids) - 1)
-
-
-def read_session(path: Path, model: LensModel, *, saes: Iterable[Any] = ()) -> tuple[State, SamplingSettings]:
-    """The state and the sampling settings in a session file, checked against ``model``.
-
-    Raises:
-        SessionError: the file cannot be read, is no session, or is of another model.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SessionError(f"The session file {str(path)!r} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise SessionError(f"{str(path)!r} is not a session file: it is not valid JSON ({error}).") from error
-    if not isinstance(content, dict) or content.get("format") != "lensplorer session":
-        raise SessionError(f"{str(path)!r} is not a session file of lensplorer.")
-    if content.get("version") != FORMAT_VERSION:
-        raise SessionError(f"{str(path)!r} has format version {content.get('version')}; this lensplorer reads version {FORMAT_VERSION}.")
-    try:
-        saved = content["model"]
-        if saved["d_vocab"] != int(model.cfg.d_vocab) or saved["name"] != model_info(model).name:
-            raise SessionError(f"The session is of model {saved['name']!r}, and the model loaded is {model_info(model).name!r}: load that one first.")
-        state, sampling = _parse_state(content["state"], saes), read_sampling(content.get("sampling", {}))
-        for prompt in state.prompts:
-            for token_id in (*prompt.ids, *prompt.origin):
-                if not 0 <= token_id < saved["d_vocab"]:
-                    raise SessionError(f"The session has token id {token_id}, outside the vocabulary of {saved['d_vocab']}.")
-    except LensplorerError:
-        raise
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise SessionError(f"The session file {str(path)!r} is damaged: {type(error).__name__} {error}.") from error
-    return state, sampling
-
-
-def _parse_state(saved: dict[str, Any], saes: Iterable[Any]) -> State:
-    prompts = tuple(
-        PromptState(
-            **{
-                **prompt,
-                "ids": tuple(map(int, prompt["ids"])),
-                "origin": tuple(map(int, prompt["origin"])),
-                "choices": tuple(map(ChosenToken.from_dict, prompt.get("choices", ()))),
-            }
-        )
-        for prompt in saved["prompts"]
-    )
-    cursor = None if saved["cursor"] is None else int(saved["cursor"])
-    state = State(prompts, int(saved["current"]), cursor, read_interventions(saved.get("interventions", ()), saes=saes))
-    _ = state.prompt  # an index out of range is damage
-    return state
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that no half-written file is ever seen under its name.
-
-    Raises:
-        SessionError: the folder is missing or cannot be written, or the disk is full.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise SessionError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error

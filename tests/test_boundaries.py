@@ -70,6 +70,18 @@ def test_no_pickle_and_no_print(path):
     assert not any(isinstance(call, ast.Attribute) and ast.unparse(call) == "torch.load" for call in calls)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_text_files_name_their_encoding(path):
+    """Else it is the locale's, which may not be UTF-8."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) == "os.open":
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        binary = any(isinstance(each, ast.Constant) and isinstance(each.value, str) and "b" in each.value for each in node.args[-1:])
+        if name in ("read_text", "write_text") or (name in ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile") and not binary):
+            assert "encoding" in [keyword.arg for keyword in node.keywords], f"{path}:{node.lineno}"
+
+
 def loaded_after(statement: str) -> set[str]:
     script = f"import sys\n{statement}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)

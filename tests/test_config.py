@@ -85,6 +85,7 @@ def test_every_part_has_defaults(tmp_path):
         ("[display]\ntokens_to_show = 'many'", "must be int, got 'many'"),
         ("[display]\ntokens_to_show = true", "must be int, got True"),
         ("[prompt]\nmax_prompts = 0", "must be at least 1"),
+        ("[prompt]\nmax_prompts = 1001", "must be at most 1000"),
         ("[model\n", "not valid TOML"),
         ("[sae]\nlayer = 3", r"\[\[sae\]\]"),
         ("[[sae]]\nlayer = 3", "needs release and sae_id, or repo_id and filename"),

@@ -74,7 +74,7 @@ def run_batch(
     >>> import tempfile
     >>> import lensplorer as lp
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "prompts.txt").write_text("Once upon a time\\nThe capital of France is\\n")
+    ...     _ = Path(folder, "prompts.txt").write_text("Once upon a time\\nThe capital of France is\\n", encoding="utf-8")
     ...     report = lp.run_batch(folder + "/prompts.txt", folder + "/out", analyses=["residual_norms"])
     ...     report.prompts, report.rows["residual_norms"]
     (2, 55)

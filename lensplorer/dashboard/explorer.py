@@ -175,8 +175,8 @@ class Explorer:
 
     # -- the model ---------------------------------------------------------------------------------------------------------------
 
-    def start_loading(self, name: str | None) -> None:
-        """Load a model in the background; the one in use serves until then."""
+    def start_loading(self, name: str | None, *, otherwise: Callable[[str], None] = lambda text: None) -> None:
+        """Load a model in the background; the one in use serves until then. ``otherwise`` is called with the reason where it does not load."""
         if self.state.loading:
             raise SessionError(f"{self.state.loading!r} is still being loaded: wait for it.")
         self.state.loading, self.state.model_error = name or "the default model", ""
@@ -185,11 +185,11 @@ class Explorer:
             try:
                 model = self.load(name)
             except LensplorerError as error:
-                self.later(lambda text=str(error): self._loading_failed(text))  # type: ignore[misc]
+                self.later(lambda text=str(error): self._loading_failed(text, otherwise))  # type: ignore[misc]
             except Exception as error:
                 logger.exception("The model %r did not load", name)
                 text = f"{name!r} did not load: {type(error).__name__}: {error}"
-                self.later(lambda: self._loading_failed(text))
+                self.later(lambda: self._loading_failed(text, otherwise))
             else:
                 self.later(lambda: self.use(model))
 
@@ -213,7 +213,7 @@ class Explorer:
         else:
             self.set_prompt(text)
         self._take_the_pace()
-        if is_first:
+        if is_first and not self.saes.resumed:
             self._load_first_saes()
 
     def _take_the_pace(self) -> None:
@@ -251,9 +251,10 @@ class Explorer:
         if tables:
             self.saes.start_loading(tables)
 
-    def _loading_failed(self, text: str) -> None:
+    def _loading_failed(self, text: str, otherwise: Callable[[str], None]) -> None:
         self.resume = None
         self.state.param.update(loading="", model_error=text)
+        otherwise(text)
 
     # -- the run of the text -----------------------------------------------------------------------------------------------------
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from weakref import WeakValueDictionary
 
 import panel as pn
 import panel_material_ui as pmui
@@ -39,6 +42,11 @@ _TOGETHER = 0.03  # seconds in which parts are sent together: each message is a 
 _TURN = 5e-4  # seconds a thread keeps Python to itself: at the usual 5 ms, a message that meets a page at work waits that long several times over
 
 _SAFELY = "This page is served by `panel serve`, which asks for no token: `lensplorer explore --address ADDRESS` serves it to others safely."
+_HOLDERS: WeakValueDictionary[str, Desk] = WeakValueDictionary()  # the key of a tab → the page that keeps what it shows under it
+_STUCK = {
+    "kind": "error",
+    "text": "What this page is doing takes so long that the others no longer wait for it. Reload it: what was kept is resumed. The log says more.",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +130,9 @@ class Desk:
         self._waits = math.inf  # seconds until it is asked to
         self._mutex = threading.Lock()
         self._arguments = dict(pn.state.session_args or {})
-        self._tab: str | None = None  # the key of the browser's tab, once it has said it
+        self._tab: str | None = None  # the key of the browser's tab, once it has said it; empty where the page is not kept
+        self._hold: IO[bytes] | None = None  # the key's lock
+        self._saving = threading.Lock()
         self._kept: Any = None
         self._warned = False
         self._panels_took = math.inf  # seconds, the last time
@@ -140,30 +150,91 @@ class Desk:
     def _stop(self) -> None:
         self.explorer.state.playing = False
         self.explorer.costs.stop.set()
+        self.worker.submit(self._autosave)
+        self.worker.submit(self._give_up_tab)
         self.worker.stop()
 
     def _begin(self, tab: str | None) -> None:
         """On the worker's thread, when the browser listens: resume what this tab showed, follow its link, or load the first model."""
+        if self._tab == "" and tab and self.explorer.session is not None:
+            self._take_fresh_tab()
         if self._tab is not None or self.explorer.state.model_error:
             return
-        self._tab = tab or ""
+        self._tab = ""
         asked = {name: values[-1].decode("utf-8", errors="replace") for name, values in (self._arguments or {}).items() if values}
         kept = None
         try:
-            keeping.forget_old()
-            kept = keeping.autosaved(self._tab) if self._tab else None
+            if tab:
+                kept = self._take_tab(tab)
             if kept is not None and not asked.get("model"):
                 keeping.resume(self.explorer, kept)
                 return
         except LensplorerError as error:
-            self.explorer.tell(str(error), kind="error")
-        keeping.follow_link(self.explorer, asked)
-        self.explorer.start_loading(asked.get("model") or self.explorer.options.model)
+            self.explorer.tell(f"The page is not kept: {error}", kind="error")
+        keeping.follow_link(self.explorer, asked, kept=kept)
+        self.explorer.start_loading(asked.get("model") or self.explorer.options.model, otherwise=partial(self._not_loaded, kept))
+
+    def _not_loaded(self, kept: Path | None, text: str) -> None:
+        if kept is not None:  # the next model that is loaded would be kept in its place
+            self.explorer.tell(f"{text} What this tab showed before: {keeping.set_aside(kept)}", kind="error")
+
+    # -- the tab's key -----------------------------------------------------------------------------------------------------------
+
+    def _take_tab(self, tab: str) -> Path | None:
+        """Make a tab's key this page's own; returns the autosave to begin with.
+
+        A page that was reloaded gives its key up. Where one that is still looked at has it (a browser copies it with "duplicate tab"), or another
+        process, this page gets a fresh one and tells the browser: two that save under one key would overwrite each other.
+
+        Raises:
+            SessionError: it is no key of a tab, or nothing can be kept.
+        """
+        keeping.check_key(tab)
+        holder = _HOLDERS.get(tab)
+        if holder is not None:
+            if not holder.worker.is_stuck:
+                holder._autosave()  # while it is this page's turn, the other changes nothing
+            if not holder._is_looked_at():
+                holder._give_up_tab()
+        keeping.forget_old(keep=tab)
+        self._hold = keeping.hold(tab) if tab not in _HOLDERS else None
+        own = tab if self._hold is not None else secrets.token_hex(16)
+        self._hold = self._hold or keeping.hold(own)
+        self._tab = own
+        _HOLDERS[own] = self
+        threading.current_thread().name = f"lensplorer-page {own[:8]}"
+        if own == tab:
+            return keeping.autosaved(tab)
+        self._send({"tab": own})
+        return keeping.copied(tab, own)
+
+    def _take_fresh_tab(self) -> None:
+        """The browser was away, and another page has taken the key over; or nothing could be kept until now."""
+        with suppress(LensplorerError):  # told before
+            self._take_tab(secrets.token_hex(16))
+            self._send({"tab": self._tab})
+
+    def _give_up_tab(self) -> None:
+        """Keep nothing more under the tab's key."""
+        with self._saving:
+            if _HOLDERS.get(self._tab or "") is self:
+                del _HOLDERS[self._tab or ""]
+            if self._hold is not None:
+                self._hold.close()
+            self._tab, self._hold = "", None
+
+    def _is_looked_at(self) -> bool:
+        """Whether a browser is connected to this page, as far as can be known."""
+        context = self._doc.session_context if self._doc is not None else None
+        session = getattr(context, "session", None)
+        return session is None or session.connection_count > 0
 
     def _receive(self, event: Any) -> None:
         message = event.data
         if not isinstance(message, dict):
             return
+        if self.worker.is_stuck:
+            self._send({"status": {**self.shell._shown.get("status", {}), "message": _STUCK}})
         if message.get("do") == "hello":  # the browser listens from now on: messages before were lost
             send_at_once(self._doc)
             self.shell.forget()
@@ -201,14 +272,15 @@ class Desk:
 
     def _autosave(self) -> None:
         """Keep what is on screen under the tab's key. A disk that is full is told once; the page goes on."""
-        if not self._tab or self.explorer.session is None or not self.explorer.session.ids:
+        session = self.explorer.session
+        if session is None or not session.ids:
             return
-        state = (self.explorer.session.state, keeping.page_state(self.explorer))
-        if state == self._kept:
-            return
-        self._kept = state
         try:
-            keeping.autosave(self.explorer, self._tab)
+            with self._saving:
+                state = (session.state, session.decoding, session.constraint, session.model_on, keeping.page_state(self.explorer))
+                if self._tab and state != self._kept:
+                    keeping.autosave(self.explorer, self._tab)
+                    self._kept, self._warned = state, False
         except LensplorerError as error:
             if not self._warned:
                 self._warned = True

@@ -29,9 +29,10 @@ class PageSAEs:
         self.explorer = explorer
         self.loaded: dict[str, Any] = {}
         self.code: dict[str, str] = {}
-        self.tables: dict[str, dict[str, Any]] = {}
+        self.tables: dict[str, dict[str, Any]] = {}  # of those taken off too
         self.chosen = ""
         self._was_chosen = False  # by the person; until then the middle of the residual stream
+        self.resumed = False  # with the page: those that a page begins with are not wanted
         self.loading: list[str] = []
         self.error = ""
         self.found: list[dict[str, Any]] = []
@@ -42,7 +43,7 @@ class PageSAEs:
         """Another model: its SAEs are others."""
         self.loaded, self.code, self.tables, self.chosen, self.loading, self.error, self.found = {}, {}, {}, "", [], "", []
         self.searched = None
-        self._was_chosen = False
+        self._was_chosen = self.resumed = False
 
     # -- loading -----------------------------------------------------------------------------------------------------------------
 
@@ -60,11 +61,45 @@ class PageSAEs:
 
         threading.Thread(target=load, name="lensplorer-load-sae", daemon=True).start()
 
-    def load_now(self, tables: Sequence[SAEConfig]) -> None:
-        """As ``start_loading``, and wait: a session that is resumed may hold interventions on their features."""
-        model = self.explorer.need_session().model
+    def ready(self, tables: Sequence[SAEConfig]) -> tuple[list[tuple[Any, SAEConfig]], list[str]]:
+        """Load these, but for those that are loaded already, and wait; the page is as it was.
+
+        Returns:
+            Those that fit the model, for ``take``, and why the others do not.
+        """
+        from lensplorer.saes.audit import check_sae
+
+        model, known = self.explorer.need_session().model, [self.tables[name] for name in self.loaded]
+        fitting: list[tuple[Any, SAEConfig]] = []
+        refused: list[str] = []
         for table in tables:
-            self._arrived(*_load(table), table, describe_table(table), model)
+            if _given(table) in known:
+                continue
+            sae, error = _load(table)
+            try:
+                if not error:
+                    check_sae(model, sae)
+            except LensplorerError as refusal:
+                error = str(refusal)
+            if error:
+                refused.append(f"{describe_table(table)}: {error}")
+            else:
+                fitting.append((sae, table))
+        return fitting, refused
+
+    def take(self, found: Sequence[tuple[Any, SAEConfig]]) -> None:
+        """Show what ``ready`` found: the page that was kept has no others."""
+        self.resumed = True
+        for sae, table in found:
+            self._arrived(sae, "", table, describe_table(table), self.explorer.need_session().model)
+
+    def needed(self, interventions: Sequence[Any]) -> list[dict[str, Any]]:
+        """The tables of all that is loaded, and of what has been taken off while an intervention still changes its features."""
+        from lensplorer.interventions.features import FeatureEdit
+        from lensplorer.saes import sae_info
+
+        edited = {sae_info(one.dictionary.sae).name for one in interventions if isinstance(one, FeatureEdit)}
+        return [table for name, table in self.tables.items() if name in self.loaded or name in edited]
 
     def _failed(self, name: str, text: str) -> None:
         if name in self.loading:
@@ -92,7 +127,7 @@ class PageSAEs:
             return
         known = sae_info(sae).name
         self.loaded[known], self.code[known] = sae, f"lp.load_sae({_arguments(table)})"
-        self.tables[known] = {key: value for key, value in asdict(table).items() if value is not None}
+        self.tables[known] = _given(table)
         if not self._was_chosen:
             residual = self.residual()
             self.chosen = residual[len(residual) // 2] if residual else known
@@ -101,7 +136,7 @@ class PageSAEs:
     def take_off(self, name: str) -> None:
         """Forget one of them."""
         self.check(name)
-        del self.loaded[name], self.code[name], self.tables[name]
+        del self.loaded[name], self.code[name]
         if self.chosen == name:
             self.chosen = next(iter(self.loaded), "")
         self.explorer.state.feature = None
@@ -209,7 +244,11 @@ def describe_table(table: SAEConfig) -> str:
     return table.folder or "/".join(filter(None, (table.repo_id, table.filename)))
 
 
+def _given(table: SAEConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(table).items() if value is not None}
+
+
 def _arguments(table: SAEConfig) -> str:
-    given = {name: value for name, value in asdict(table).items() if value is not None}
+    given = _given(table)
     first = [repr(given.pop(name)) for name in ("release", "sae_id") if name in given]
     return ", ".join([*first, *(f"{name}={value!r}" for name, value in given.items())])

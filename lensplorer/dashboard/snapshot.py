@@ -20,7 +20,7 @@ from lensplorer.dashboard.panels.sampling import stages
 from lensplorer.errors import Cancelled, LensplorerError
 from lensplorer.models import model_info
 from lensplorer.sampling.params import PRESETS
-from lensplorer.session import PromptState
+from lensplorer.session import PromptState, Session
 
 logger = logging.getLogger(__name__)
 
@@ -251,10 +251,11 @@ def _shared(prompt: PromptState, parent: PromptState) -> int:
 
 
 def _depth(prompt: PromptState, by_key: dict[int, PromptState]) -> int:
-    depth = 0
-    while prompt.parent is not None and prompt.parent in by_key:
-        prompt, depth = by_key[prompt.parent], depth + 1
-    return depth
+    for depth in range(len(by_key)):
+        if prompt.parent is None or prompt.parent not in by_key:
+            return depth
+        prompt = by_key[prompt.parent]
+    return len(by_key)
 
 
 def _settings(explorer: Explorer) -> dict[str, Any]:
@@ -270,8 +271,16 @@ def _settings(explorer: Explorer) -> dict[str, Any]:
         "constraint": {"kind": constraint.kind, "text": constraint.text} if constraint is not None else None,
         "model_on": session.model_on,
         "interventions": [str(one) for one in session.interventions],
-        "stopped": session.stop_reason if session.ids else None,
+        "stopped": _stopped(session),
     }
+
+
+def _stopped(session: Session) -> str | None:
+    """Why generation cannot go on; a constraint that cannot be followed is told with the candidates."""
+    try:
+        return session.stop_reason if session.ids else None
+    except LensplorerError:
+        return None
 
 
 def _status(explorer: Explorer) -> dict[str, Any]:

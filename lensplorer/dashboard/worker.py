@@ -8,17 +8,62 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-#: Pages at work at a time. More would take Python from each other, and all of them longer than one after another.
-TURNS = threading.Semaphore(1)
+#: Seconds that a page may keep the others from working. What a page does in a turn takes a second or two, and minutes only where it loads an SAE
+#: over a slow network or does not end at all; a person who waits longer than this takes the server for dead.
+LONGEST = 60.0
 FRAME = 0.05  #: seconds of commands before a picture is made in between
 REST = 0.3  #: seconds without a command before what nobody waits for is done
 OVERDUE = 3.0  #: seconds after which it is done though commands keep coming
+
+
+class Turns:
+    """One page at work at a time: more would take Python from each other, and all of them longer than one after another.
+
+    A page that keeps its turn for more than ``LONGEST`` seconds while others wait is let go: it is named in the log, with what its thread is doing,
+    and the others go on without it. Its thread cannot be ended; if it comes to an end after all, the page goes on too.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._holder: int | None = None  # the thread at work
+        self._since = 0.0
+        self.let_go: set[int] = set()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._holder is not None:
+                left = self._since + LONGEST - time.monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                else:
+                    self._let_go(self._holder)
+            self._holder, self._since = threading.get_ident(), time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self.let_go.discard(threading.get_ident())
+            if self._holder == threading.get_ident():
+                self._holder = None
+                self._changed.notify()
+
+    def _let_go(self, thread: int) -> None:
+        self._holder = None
+        self.let_go.add(thread)
+        name = next((each.name for each in threading.enumerate() if each.ident == thread), "a thread that has ended")
+        frame = sys._current_frames().get(thread)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        logger.error("%s has kept all pages waiting for %.0f s and is let go; a restart ends it. It is at:\n%s", name, LONGEST, stack)
+
+
+TURNS = Turns()
 
 
 class Worker:
@@ -43,6 +88,11 @@ class Worker:
     def is_waiting(self) -> bool:
         """Whether something was put in since the last picture: what may come later gives way to it."""
         return not self._queue.empty()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether what it is doing takes so long that the other pages no longer wait for it."""
+        return self._thread.ident in TURNS.let_go
 
     def stop(self) -> None:
         """End the thread after what it is doing now."""

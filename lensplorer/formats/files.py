@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,14 +25,16 @@ _GZIP = 31  # zlib's window bits for gzip: 15, plus 16
 
 
 @contextmanager
-def written_atomically(path: str | Path) -> Iterator[Path]:
+def written_atomically(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     """A temporary path in the folder of ``path``, which takes its name when the block ends well and is removed when it does not.
+
+    ``private``: only its owner may read the file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with written_atomically(Path(folder) / "a.txt") as temporary:
-    ...         _ = temporary.write_text("whole")
-    ...     (Path(folder) / "a.txt").read_text()
+    ...         _ = temporary.write_text("whole", encoding="utf-8")
+    ...     (Path(folder) / "a.txt").read_text(encoding="utf-8")
     'whole'
 
     Raises:
@@ -41,11 +43,9 @@ def written_atomically(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = None
     try:
-        # mkstemp makes a file that only its owner may read; a result is as readable as any other file its owner makes.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
+        name = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
+        temporary = name
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -60,12 +60,6 @@ def written_atomically(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _sync_folder(folder: Path) -> None:
     """Make a rename last through a power cut, where the system lets a folder be synced."""
     if os.name == "posix":
@@ -76,13 +70,13 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes, *, private: bool = False) -> None:
     """Write a whole file at once, or nothing.
 
     Raises:
         FormatError: as ``written_atomically``.
     """
-    with written_atomically(path) as temporary:
+    with written_atomically(path, private=private) as temporary:
         temporary.write_bytes(data)
 
 

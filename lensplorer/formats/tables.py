@@ -26,7 +26,7 @@ def export_table(result: xr.Dataset, path: str | Path) -> Path:
     >>> scores = lp.token_scores(lp.run_trace(lp.load_model("storyworld"), "Once upon a time"))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     written = lp.export_table(scores, folder + "/scores.csv")
-    ...     written.read_text().splitlines()[0]
+    ...     written.read_text(encoding="utf-8").splitlines()[0]
     'position,token,token_id,probability,surprisal,rank,entropy,normalised_entropy,energy'
 
     Args:

@@ -9,7 +9,20 @@ import torch
 
 from lensplorer.errors import AnalysisError, did_you_mean
 from lensplorer.interventions.checks import check_hook, check_layer, check_writes
-from lensplorer.interventions.values import ALL, HeadsLike, Positions, PositionsLike, Reference, as_heads, edit, index, option, where
+from lensplorer.interventions.values import (
+    ALL,
+    HeadsLike,
+    Positions,
+    PositionsLike,
+    Reference,
+    as_heads,
+    check_finite,
+    check_heads_given,
+    edit,
+    index,
+    option,
+    where,
+)
 from lensplorer.models import LensModel
 from lensplorer.running import Hook
 from lensplorer.segments import is_attention
@@ -36,6 +49,18 @@ class Ablation:
     method: str = "zero"
     reference: tuple[Reference, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in ABLATIONS:
+            raise AnalysisError(f"Unknown method {self.method!r}.{did_you_mean(self.method, ABLATIONS)}")
+        if bool(self.reference) != (self.method != "zero"):
+            wanted = "needs reference=, a trace or text or several" if self.method != "zero" else "takes no reference"
+            raise AnalysisError(f"method={self.method!r} {wanted}.")
+        if not self.names:
+            raise AnalysisError("ablate needs the name of at least one hook, such as 'blocks.0.hook_mlp_out'.")
+        if not -(2**63) <= self.seed < 2**63:
+            raise AnalysisError("The seed of an ablation is a whole number of 64 bits.")
+        check_heads_given(self.heads)
 
     def hooks(self, model: LensModel, positions: range) -> list[Hook]:
         found: list[Hook] = []
@@ -101,13 +126,6 @@ def ablate(
             model lacks, a hook that it does not compute with.
         TraceError: when it runs, a hook that the model does not have.
     """
-    if method not in ABLATIONS:
-        raise AnalysisError(f"Unknown method {method!r}.{did_you_mean(method, ABLATIONS)}")
-    if (reference is not None) != (method != "zero"):
-        wanted = "needs reference=, a trace or text or several" if method != "zero" else "takes no reference"
-        raise AnalysisError(f"method={method!r} {wanted}.")
-    if not hooks:
-        raise AnalysisError("ablate needs the name of at least one hook, such as 'blocks.0.hook_mlp_out'.")
     references = () if reference is None else Reference.several(reference, hooks)
     return Ablation(tuple(hooks), as_heads(heads), Positions.of(positions), method, references, seed if method == "resample" else 0)
 
@@ -205,6 +223,9 @@ class Patch:
     positions: Positions = ALL
     heads: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        check_heads_given(self.heads)
+
     def hooks(self, model: LensModel, positions: range) -> list[Hook]:
         check_hook(model, self.name)
         source = self.reference.activation(model, self.name)
@@ -266,6 +287,10 @@ class Scale:
     positions: Positions = ALL
     heads: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        check_finite("factor", self.factor)
+        check_heads_given(self.heads)
+
     def hooks(self, model: LensModel, positions: range) -> list[Hook]:
         return edit(model, self.name, positions, lambda part, at: part * self.factor, positions=self.positions, heads=self.heads)
 
@@ -302,6 +327,9 @@ class KnockOut:
     sources: Positions
     queries: Positions
     renormalise: bool = True
+
+    def __post_init__(self) -> None:
+        check_heads_given(self.heads)
 
     def hooks(self, model: LensModel, positions: range) -> list[Hook]:
         check_layer(model, self.layer)

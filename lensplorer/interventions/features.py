@@ -13,7 +13,7 @@ import torch
 
 from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_editable
-from lensplorer.interventions.values import ALL, Positions, PositionsLike, index, where
+from lensplorer.interventions.values import ALL, Positions, PositionsLike, check_finite, index, where
 from lensplorer.models import LensModel
 from lensplorer.running import Hook
 
@@ -70,6 +70,11 @@ class FeatureEdit:
     mode: str
     value: float
     positions: Positions = ALL
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("scale", "clamp") or _features(self.dictionary, self.features) != self.features:
+            raise AnalysisError(f"Features are scaled or clamped, each once, in order, got {self.mode!r} of {self.features}.")
+        check_finite("value", self.value)
 
     def hooks(self, model: LensModel, positions: range) -> list[Hook]:
         from lensplorer.saes.audit import check_sae

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_layer
-from lensplorer.interventions.values import ALL, Positions, PositionsLike, Reference, edit, index, option, where
+from lensplorer.interventions.values import ALL, Positions, PositionsLike, Reference, check_finite, edit, index, option, where
 from lensplorer.models import LensModel
 from lensplorer.running import Hook
 
@@ -20,6 +21,10 @@ class Direction:
     """A vector of the residual stream, as numbers. [d_model]"""
 
     values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values or not all(map(math.isfinite, self.values)):
+            raise AnalysisError(f"A direction is a finite vector [d_model] or a pair (positive, negative), got {len(self.values)} numbers.")
 
     def vector(self, model: LensModel, hook: str) -> torch.Tensor:
         return torch.tensor(self.values)
@@ -36,6 +41,10 @@ class Contrast:
     positive: tuple[Reference, ...]
     negative: tuple[Reference, ...]
     position: int = -1
+
+    def __post_init__(self) -> None:
+        if not (self.positive and self.negative):
+            raise AnalysisError("A contrast needs at least one trace or text on each side.")
 
     def vector(self, model: LensModel, hook: str) -> torch.Tensor:
         return self._mean(self.positive, model, hook) - self._mean(self.negative, model, hook)
@@ -60,6 +69,9 @@ class Steer:
     layer: int
     strength: float = 1.0
     positions: Positions = ALL
+
+    def __post_init__(self) -> None:
+        check_finite("strength", self.strength)
 
     def hooks(self, model: LensModel, positions: range) -> list[Hook]:
         check_layer(model, self.layer, rows=True)

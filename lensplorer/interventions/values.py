@@ -5,14 +5,16 @@ Positions are absolute, from 0: a step with a KV cache runs only the last one, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 
-from lensplorer.errors import AnalysisError, TraceError
+from lensplorer.errors import AnalysisError, TraceError, check_unicode
 from lensplorer.interventions.checks import check_editable, check_heads
 from lensplorer.models import LensModel, model_info
 from lensplorer.running import Hook, Intervention, run_model
@@ -34,6 +36,12 @@ class Positions:
 
     chosen: tuple[int, ...] | None = None
     start: int = 0
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or (self.chosen and self.chosen[0] < 0):
+            raise AnalysisError(f"Positions of an intervention are absolute, from 0, got {self!r}.")
+        if self.chosen is not None and any(later <= earlier for earlier, later in pairwise(self.chosen)):
+            raise AnalysisError(f"Positions of an intervention are given once each, in order, got {self!r}.")
 
     @classmethod
     def of(cls, positions: PositionsLike) -> Positions:
@@ -92,6 +100,24 @@ def index(what: str, value: int) -> int:
     return int(value)
 
 
+def check_heads_given(heads: tuple[int, ...] | None) -> None:
+    """
+    Raises:
+        AnalysisError: they are not as ``as_heads`` gives them.
+    """
+    if as_heads(heads) != heads:
+        raise AnalysisError(f"Heads of an intervention are given once each, in order, got {heads}.")
+
+
+def check_finite(what: str, value: float) -> None:
+    """
+    Raises:
+        AnalysisError: it is infinite or not a number.
+    """
+    if not math.isfinite(value):
+        raise AnalysisError(f"The {what} of an intervention is a finite number, got {value}.")
+
+
 def option(name: str, value: Any, default: Any) -> str:
     """``, name=value`` for a printed call, or nothing where it is the default."""
     return "" if value == default else f", {name}={value!r}"
@@ -126,6 +152,12 @@ class Reference:
     model: str = ""
     interventions: tuple[Intervention, ...] = ()
     _known: WeakKeyDictionary[Any, dict[str, torch.Tensor]] = field(default_factory=WeakKeyDictionary, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise AnalysisError("Activations are borrowed from a trace or a text, and this one is empty.")
+        if isinstance(self.prompt, str):
+            check_unicode(self.prompt, "The text that activations are borrowed from", AnalysisError)
 
     @classmethod
     def of(cls, source: Any, hooks: Sequence[str] = ()) -> Reference:

@@ -97,7 +97,7 @@ def load_sae_config(path: str | Path, *, device: str = "cpu", dtype: str | torch
     >>> import lensplorer as lp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "saes.toml"
-    ...     _ = path.write_text("[[sae]]\\nrelease = 'storyworld'\\nsae_id = 'resid_2'\\n")
+    ...     _ = path.write_text("[[sae]]\\nrelease = 'storyworld'\\nsae_id = 'resid_2'\\n", encoding="utf-8")
     ...     [lp.sae_info(sae).name for sae in lp.load_sae_config(path)]
     ['storyworld/resid_2']
 

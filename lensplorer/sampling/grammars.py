@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from lensplorer.errors import SamplingError, did_you_mean
+from lensplorer.errors import SamplingError, check_unicode, did_you_mean
 
 KINDS = ("multiple_choice", "regex", "grammar", "json_schema")
 _ALIASES = {"choice": "multiple_choice", "choices": "multiple_choice", "regular_expression": "regex", "cfg": "grammar", "lark": "grammar"}
 _ALIASES |= {"json": "json_schema", "schema": "json_schema"}
+
+_LONGEST = 200_000  # characters of a constraint
 
 #: Between two parts of a JSON text: nothing, a space, or a new line with its indentation. Without a bound, white space can go on for ever.
 _JSON_SPACE = r"(\n {0,16}| )?"
@@ -49,6 +51,9 @@ class Constraint:
             raise SamplingError(f"Unknown kind of constraint {self.kind!r}.{did_you_mean(str(self.kind), KINDS)}")
         if not isinstance(self.text, str):
             raise SamplingError(f"A constraint's text is a str, got {type(self.text).__name__}: use Constraint.{kind}(...).")
+        if len(self.text) > _LONGEST:
+            raise SamplingError(f"The constraint has {len(self.text)} characters, and {_LONGEST} are the most.")
+        check_unicode(self.text, "The constraint", SamplingError)
         object.__setattr__(self, "kind", kind)
         if kind == "multiple_choice":
             object.__setattr__(self, "text", json.dumps(_choices(self.text), ensure_ascii=False))

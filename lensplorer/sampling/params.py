@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from lensplorer.errors import SamplingError, did_you_mean
+from lensplorer.errors import SamplingError, check_unicode, did_you_mean
 
 #: A smaller temperature divides logits into overflow; 0 is greedy and divides nothing.
 MIN_TEMPERATURE = 1e-6
+_LARGEST = 2**63 - 1  # of a whole number: what a tensor can hold
+_MOST_STOPS, _LONGEST_STOP = 100, 10_000  # stop sequences, and characters of each: all are looked for at every step
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,22 @@ def _number(name: str, value: Any) -> float:
 
 
 def _check_whole(name: str, value: Any, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise SamplingError(f"{name} must be {expected}, got {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST:
+        raise SamplingError(f"{name} must be {expected}, got {str(value)[:40]}.")
 
 
 def _stop_sequences(value: Iterable[str] | str) -> tuple[str, ...]:
     if isinstance(value, str) or not all(isinstance(sequence, str) for sequence in value):
         raise SamplingError(f"stop_sequences takes a list of texts, got {value!r}.")
-    for number, sequence in enumerate(value := tuple(value), start=1):
+    value = tuple(value)
+    if len(value) > _MOST_STOPS:
+        raise SamplingError(f"There are {len(value)} stop sequences, and {_MOST_STOPS} are the most.")
+    for number, sequence in enumerate(value, start=1):
         if not sequence:
             raise SamplingError(f"Stop sequence {number} is empty: it would stop at once. Leave it out.")
+        if len(sequence) > _LONGEST_STOP:
+            raise SamplingError(f"Stop sequence {number} has {len(sequence)} characters, and {_LONGEST_STOP} are the most.")
+        check_unicode(sequence, f"Stop sequence {number}", SamplingError)
     return value
 
 

@@ -8,7 +8,7 @@ The *completion* of a prompt is what follows its first ``n_given`` tokens, howev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -61,19 +61,6 @@ class ChosenToken:
     constraint: Constraint | None
     n_prompt: int
     draw: float | None = None
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> ChosenToken:
-        """Out of a session file."""
-        constraint = saved["constraint"]
-        return cls(
-            int(saved["position"]),
-            str(saved["how"]),
-            DecodingParams.from_dict(saved["params"]),
-            None if constraint is None else Constraint(**constraint),
-            int(saved["n_prompt"]),
-            None if saved["draw"] is None else float(saved["draw"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -342,15 +329,3 @@ class SamplingSession:
 
     def _take_up_sampling(self, saved: SamplingSettings) -> None:
         self._decoding, self._constraint, self._model_on = saved
-
-
-def read_sampling(content: Any) -> SamplingSettings:
-    """The settings in a session file; a file from before there were any has the defaults."""
-    if not isinstance(content, dict) or not isinstance(content.get("decoding", {}), dict):
-        raise TypeError("its sampling settings are no table")
-    constraint = content.get("constraint")
-    return (
-        DecodingParams.from_dict(content.get("decoding", {})),
-        None if constraint is None else Constraint(**constraint),
-        bool(content.get("model_on", True)),
-    )

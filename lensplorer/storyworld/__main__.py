@@ -16,7 +16,7 @@ def main() -> None:
     for name in MODEL_NAMES:
         train.train(name, model_path(name))
         measured = evaluate.evaluate(model_path(name))
-        (model_path(name) / "measured.json").write_text(json.dumps(measured, indent=1))
+        (model_path(name) / "measured.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
     sae_training.train_all()
     ground_truth.main()
     card.main()

@@ -103,19 +103,20 @@ loss per token in the four quarters of 512 packed positions: {quarters}.
 def write(name: str, folder: Path | None = None) -> None:
     """Writes README.md from training.json and measured.json of the folder."""
     folder = folder or model_path(name)
-    training, measured = (json.loads((folder / part).read_text()) for part in ("training.json", "measured.json"))
-    (folder / "README.md").write_text(card(name, training, measured))
+    training, measured = (json.loads((folder / part).read_text(encoding="utf-8")) for part in ("training.json", "measured.json"))
+    (folder / "README.md").write_text(card(name, training, measured), encoding="utf-8")
 
 
 def write_saes(folder: Path = DATA / "saes") -> None:
     """Writes README.md of the SAEs from their measured.json."""
-    measured = json.loads((folder / "measured.json").read_text())
+    measured = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
     lines = []
     for name, m in measured.items():
         hook = f"`{m['hook']}`" + (f" → `{m['hook_out']}`" if m["hook_out"] else "")
         figures = f"{m['explained_variance']:.3f} | {m['l0']:.1f} | {m['loss_recovered']:.3f} | {m['dead']:.1%}"
         lines.append(f"| {name} | {hook} | {m['features']} | {figures} |")
-    (folder / "README.md").write_text(f"""# SAEs of storyworld
+    (folder / "README.md").write_text(
+        f"""# SAEs of storyworld
 
 Trained by `python -m lensplorer.storyworld.sae_training` with sae-lens (BatchTopK, exported as JumpReLU with a recalibrated threshold) on
 documents of the toy grammar, one to a row, BOS first and included. They read raw activations: hooks at which folding norm weights changes nothing.
@@ -125,7 +126,9 @@ Measured on a seed never used in training; loss recovered: 1 = the model's own l
 | SAE | hook | features | explained variance | mean L0 | loss recovered | dead |
 |---|---|---|---|---|---|---|
 {chr(10).join(lines)}
-""")
+""",
+        encoding="utf-8",
+    )
 
 
 def main() -> None:

@@ -188,7 +188,7 @@ def main() -> None:
     for key in ("corpus_loss_ratio", "random_token_repeat", "heads", "position"):
         _out(f"{key}: {json.dumps(result[key])}")
     if options.out:
-        options.out.write_text(json.dumps(result, indent=1))
+        options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 def _out(line: str) -> None:

@@ -48,7 +48,7 @@ def findings(phenomenon: str | None = None) -> list[Finding]:
     >>> all(finding.holds(finding.measured) for finding in findings())
     True
     """
-    found = [Finding(**entry) for entry in json.loads(PATH.read_text())]
+    found = [Finding(**entry) for entry in json.loads(PATH.read_text(encoding="utf-8"))]
     return [finding for finding in found if phenomenon in (None, finding.phenomenon)]
 
 
@@ -256,7 +256,7 @@ def main() -> None:
     from lensplorer.models import load_model
 
     found = measure(load_model("storyworld"))
-    PATH.write_text(json.dumps([{k: v for k, v in asdict(finding).items() if v is not None} for finding in found], indent=1) + "\n")
+    PATH.write_text(json.dumps([{k: v for k, v in asdict(finding).items() if v is not None} for finding in found], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

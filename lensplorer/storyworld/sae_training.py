@@ -127,16 +127,16 @@ def export(sae: BatchTopKTrainingSAE, site: Site, folder: Path, calibration: tor
         if value is not None:
             sae.cfg.metadata[key] = value
     _, config_path = sae.save_inference_model(folder)
-    config = json.loads(config_path.read_text())
+    config = json.loads(config_path.read_text(encoding="utf-8"))
     if site.hook_out:
         config |= {"architecture": "jumprelu_transcoder", "d_out": config["d_in"], "apply_b_dec_to_input": False}
-    config_path.write_text(json.dumps(config, indent=1))
+    config_path.write_text(json.dumps(config, indent=1), encoding="utf-8")
     return calibrate(folder, calibration)
 
 
 def calibrate(folder: Path, calibration: torch.Tensor) -> Any:
     """Sets the threshold of an exported SAE so that TARGET_L0 features fire on `calibration`.  [token, d_in]"""
-    weights_path, config = folder / "sae_weights.safetensors", json.loads((folder / "cfg.json").read_text())
+    weights_path, config = folder / "sae_weights.safetensors", json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
     weights = {key: value.half().float() for key, value in load_file(weights_path).items()}
     x = calibration.float() - (weights["b_dec"] if config["apply_b_dec_to_input"] else 0)
     pre = (x @ weights["W_enc"] + weights["b_enc"]).flatten()
@@ -230,9 +230,9 @@ def train_all(out: Path = DATA / "saes", only: list[str] | None = None) -> dict[
     for name, site in sites.items():
         sae = export(train_sae(site, found[site.hook], found[site.target]), site, out / name, calibration[site.hook])
         figures: dict[str, Any] = {"hook": site.hook, "hook_out": site.hook_out, **measure(model, tok, sae, site)}
-        measured = (json.loads(path.read_text()) if path.exists() else {}) | {name: figures}
-        (out / name / "labels.json").write_text(json.dumps(label(model, tok, sae, site), ensure_ascii=False, separators=(",", ":")))
-        path.write_text(json.dumps(measured, indent=1))
+        measured = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}) | {name: figures}
+        (out / name / "labels.json").write_text(json.dumps(label(model, tok, sae, site), ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+        path.write_text(json.dumps(measured, indent=1), encoding="utf-8")
         _log(f"{name}: {json.dumps(measured[name])}")
     return measured
 

@@ -106,7 +106,7 @@ def train(name: str, out: Path, *, first: int = 0, start: Path | None = None, ev
     model = new_model(name, len(tok)).train()
     record: dict[str, Any] = {"name": name, "seed": seed, "steps": 0, "seconds": 0, "curve": []}
     if start:
-        record |= json.loads((start / "training.json").read_text())
+        record |= json.loads((start / "training.json").read_text(encoding="utf-8"))
         state = {key: value.float() for key, value in load_file(start / "model.safetensors").items()}
         model.load_state_dict(state, strict=False)
         started -= record["seconds"]
@@ -127,7 +127,7 @@ def train(name: str, out: Path, *, first: int = 0, start: Path | None = None, ev
         record["steps"] += step
         record |= {"tokens": record["steps"] * TOKENS_PER_STEP, "seconds": round(time.time() - started), "stages": number + 1}
         save(model, tok, out)
-        (out / "training.json").write_text(json.dumps(record))
+        (out / "training.json").write_text(json.dumps(record), encoding="utf-8")
     if name in SHARES:
         _set_mean(model, ends, SHARES[name])
         save(model, tok, out)
@@ -182,11 +182,11 @@ def save(model: PreTrainedModel, tok: PreTrainedTokenizerFast, out: Path) -> Non
     """Writes a Hugging Face folder with float16 weights."""
     half = {key: value.to(torch.float16) for key, value in model.state_dict().items() if key != "lm_head.weight"}
     model.save_pretrained(out, state_dict=half)
-    config = json.loads((out / "config.json").read_text())
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = "float16"
     if config["model_type"] == "gpt2":  # the same function under the name every loader knows, and the field some still read
         config |= {"activation_function": "gelu_new", "n_ctx": CONTEXT}
-    (out / "config.json").write_text(json.dumps(config, indent=2))
+    (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     tok.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
 

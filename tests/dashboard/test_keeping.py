@@ -77,14 +77,11 @@ def test_only_saved_sessions_are_opened(story, name):
 def test_a_damaged_autosave_is_told_and_the_page_starts(story, storyworld):
     keeping.autosave(story.explorer, KEY)
     path = keeping.autosaved(KEY)
-    path.write_text(path.read_text().replace('"prompts"', '"promts"'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"prompts"', '"promts"'), encoding="utf-8")
     fresh = Driver(Options(prompt="Once"), load=lambda name: storyworld)
     keeping.resume(fresh.explorer, path)
     fresh.wait()
     assert "Not resumed" in fresh.message and fresh.session.ids
-    path.write_text("{")
-    with pytest.raises(SessionError, match="cannot be read"):
-        keeping.resume(fresh.explorer, path)
 
 
 @pytest.mark.parametrize("key", ["", "../../x", "0" * 31, "G" * 32, "0" * 33])
@@ -98,7 +95,7 @@ def test_old_autosaves_go(story, monkeypatch):
     for i in range(5):
         keeping.autosave(story.explorer, f"{i:032x}")
     keeping.forget_old()
-    assert len(list(keeping.folder("autosave").glob("*.json"))) == 4  # two sessions and their pages
+    assert sorted(path.stem for path in keeping.folder("autosave").glob("*.json")) == [f"{i:032x}" for i in (3, 4)]
 
 
 @pytest.mark.parametrize("tokens", [(), (40, 41)])
@@ -131,6 +128,7 @@ def test_a_full_disk_is_told(story, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lensplorer.session.tempfile.NamedTemporaryFile", full)
+    monkeypatch.setattr("lensplorer.formats.files.os.fsync", full)
     story("save")
     assert "No space left" in story.message and story.picture["strip"]["tokens"]
+    assert not list(keeping.folder("sessions").iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -134,3 +135,47 @@ def test_a_page_that_is_closed_stops_what_it_runs(tiny_model: Callable[..., Any]
     desk.worker.submit(lambda: desk.explorer.use(tiny_model("llama")))
     desk.worker.join(60)
     assert not desk.worker._thread.is_alive() and runs[-2:] == [True, True] and sum(runs) == 2
+
+
+def test_an_endless_command_is_let_go_and_gives_its_turn_back_once(monkeypatch, caplog):
+    monkeypatch.setattr("lensplorer.dashboard.worker.LONGEST", 0.2)
+    ends, begun, done = threading.Event(), threading.Event(), threading.Event()
+    at_work, most = [0], [0]
+
+    def endless() -> None:
+        begun.set()
+        ends.wait(60)
+
+    def work() -> None:
+        at_work[0] += 1
+        most[0] = max(most[0], at_work[0])
+        time.sleep(0.01)
+        at_work[0] -= 1
+
+    stuck, *others = [Worker(lambda started: None) for _ in range(4)]
+    stuck.submit(endless)
+    assert begun.wait(10)
+    others[0].submit(done.set)
+    assert done.wait(10) and stuck.is_stuck
+    assert stuck._thread.name in caplog.text and "in endless" in caplog.text
+    for other in others:
+        for _ in range(10):
+            other.submit(work)
+    ends.set()
+    for worker in (stuck, *others):
+        worker.submit(work)
+        worker.stop()
+    for worker in (stuck, *others):
+        worker.join(30)
+    assert most == [1] and not stuck.is_stuck
+
+
+def test_a_page_that_waits_for_many_short_turns_lets_none_go(monkeypatch, caplog):
+    monkeypatch.setattr("lensplorer.dashboard.worker.LONGEST", 0.5)
+    workers = [Worker(lambda started: None) for _ in range(12)]
+    for worker in workers:
+        worker.submit(lambda: time.sleep(0.1))
+        worker.stop()
+    for worker in workers:
+        worker.join(30)
+    assert "let go" not in caplog.text

@@ -12,7 +12,7 @@ from lensplorer.dashboard.options import Options
 from lensplorer.models import model_info
 from lensplorer.session import Session
 from lensplorer.tokens import visible
-from tests.ui.conftest import Tab
+from tests.ui.conftest import PATIENCE, Tab
 
 START = Options().prompt
 
@@ -211,7 +211,6 @@ def test_an_unknown_model_is_told_and_the_old_one_serves(tab, session):
     chooser = tab.get_by_role("dialog", name="Model")
     chooser.get_by_role("textbox").fill("storywrold")
     tab.press("Enter")
-    tab.page.wait_for_function("() => true")
     chooser.get_by_role("alert").get_by_text("Did you mean 'storyworld'").wait_for()
     tab.press("Escape", "l")
     assert len(tab.ids) == len(session.ids) + 1
@@ -287,6 +286,37 @@ def test_two_pages_do_not_see_each_other(tab, browser, server, session):
     assert len(tab.ids) == len(session.ids) + 1
     assert len(other.ids) == len(session.ids) + 2
     other.close()
+
+
+def test_a_reload_brings_everything_back(tab):
+    """While the browser chooses the panels, as it does until a person arranges them."""
+    tab.press("l", "l", "d", "l", "2")
+    before, view, key = tab.ids, tab.view, "sessionStorage.getItem('lensplorer-tab')"
+    known = tab.page.evaluate(key)
+    tab.page.reload()
+    tab.ready()
+    assert tab.page.evaluate(key) == known
+    assert tab.ids == before and tab.view == view and tab.locator("footer .message").inner_text() == ""
+
+
+def test_a_duplicated_tab_goes_its_own_way(tab):
+    tab.press("l", "l")
+    with tab.context.expect_page() as opened:
+        tab.page.evaluate("window.open(location.href)")  # as a browser's own "duplicate" does, it copies what the tab knows
+    other = Tab.__new__(Tab)
+    other.page = opened.value
+    other.page.set_default_timeout(PATIENCE)
+    key = "sessionStorage.getItem('lensplorer-tab')"
+    other.ready()
+    assert other.ids == tab.ids
+    other.page.wait_for_function(f"{key} !== '{tab.page.evaluate(key)}'")
+    other.press("l")
+    tab.press("h")
+    for page, ids in ((other, other.ids), (tab, tab.ids)):
+        page.page.reload()
+        page.ready()
+        assert page.ids == ids
+    assert len(other.ids) == len(tab.ids) + 2
 
 
 def test_nothing_is_cut_off_on_a_small_screen(browser, server):

@@ -137,6 +137,7 @@ export function render({ model, el }) {
     for (const dialog of page.dialogs) dialog.draw?.();
     status.draw();
     if (parts.has("status")) take(page.status.download);
+    if (parts.has("tab")) keepTabKey(page.tab);
     shell.dataset.acknowledged = page.status.acknowledged;
     shell.dataset.tokens = page.status.n;
     shell.dataset.waiting = String(Boolean(page.strip.waiting && !page.strip.waiting.held)); // the text is still to be run
@@ -241,9 +242,13 @@ function tabKey() {
     const known = sessionStorage.getItem("lensplorer-tab");
     if (/^[0-9a-f]{32}$/.test(known ?? "")) return known;
     const fresh = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-    sessionStorage.setItem("lensplorer-tab", fresh);
+    keepTabKey(fresh);
     return fresh;
   } catch {
     return null;
   }
+}
+
+function keepTabKey(key) {
+  sessionStorage.setItem("lensplorer-tab", key);
 }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lensplorer.dashboard.colouring import Badge, brief
-from lensplorer.errors import LensplorerError, did_you_mean
+from lensplorer.errors import LensplorerError, check_unicode, did_you_mean
 
 if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
@@ -61,6 +61,18 @@ class Control:
         Raises:
             LensplorerError: it is none of the choices, no number, or out of bounds.
         """
+        found = self.typed(value)
+        options = self.options(explorer)
+        if options and isinstance(found, str) and found not in options:
+            raise LensplorerError(f"{self.label}: there is no {found!r}.{did_you_mean(found, options)}")
+        return found
+
+    def typed(self, value: Any) -> Any:
+        """As ``read``, without a look at the choices: a saved one may be of another prompt or SAE (see ``Panel.settings``).
+
+        Raises:
+            LensplorerError: it is no number, or out of bounds.
+        """
         if isinstance(self.default, bool):
             if not isinstance(value, bool):
                 raise LensplorerError(f"{self.label}: expected true or false, got {value!r}.")
@@ -70,13 +82,11 @@ class Control:
                 number = type(self.default)(value)
             except (TypeError, ValueError, OverflowError) as error:
                 raise LensplorerError(f"{self.label}: expected a number, got {value!r}.") from error
-            if not self.low <= number <= self.high:
+            if not (self.low <= number <= self.high and abs(number) < math.inf):
                 raise LensplorerError(f"{self.label}: expected {self.low:g} to {self.high:g}, got {number:g}.")
             return number
         text = str(value)[:2_000]
-        options = self.options(explorer)
-        if options and text not in options:
-            raise LensplorerError(f"{self.label}: there is no {text!r}.{did_you_mean(text, options)}")
+        check_unicode(text, self.label, LensplorerError)
         return text
 
 
