@@ -17,6 +17,7 @@ from lensplorer.catalogue import ModelFiles
 from lensplorer.errors import ModelError, first_line
 from lensplorer.layout import lay_out_weights, quicken_linear_layers
 from lensplorer.models import ModelInfo
+from lensplorer.weights import placement
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +173,7 @@ class Loader:
         if reference is not None:
             info = self._verified(model, info, reference)
         model.lensplorer_info = info
+        model.lensplorer_placement = placement(model)
         return model
 
     def _verified(self, model: Any, info: ModelInfo, reference: torch.Tensor) -> ModelInfo:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from lensplorer.arguments import expected, expects
 from lensplorer.catalogue import default_model_name, find_model
 from lensplorer.errors import ModelError, did_you_mean
 
@@ -82,10 +83,14 @@ def model_info(model: LensModel) -> ModelInfo:
 
     >>> model_info(load_model("storyworld")).n_ctx
     512
+
+    Raises:
+        ArgumentError: it is no model.
     """
     info = getattr(model, "lensplorer_info", None)
-    if info is not None:
+    if isinstance(info, ModelInfo):
         return info
+    expected("model_info", "model", "LensModel", model)
     cfg = model.cfg
     normalisation = str(getattr(cfg, "normalization_type", ""))
     return ModelInfo(
@@ -100,6 +105,7 @@ def model_info(model: LensModel) -> ModelInfo:
     )
 
 
+@expects
 def load_model(
     name: str | None = None,
     *,

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lensplorer.arguments import expects
 from lensplorer.errors import LensplorerError, PromptError, SessionError
 from lensplorer.interventions.sessions import InterventionSession, checked, read_interventions, saved_interventions
 from lensplorer.models import LensModel, model_info
@@ -78,6 +79,7 @@ class State:
         return self.prompts[self.current]
 
 
+@expects
 class Session(InterventionSession, SamplingSession):
     """A walk through a model's continuations.
 

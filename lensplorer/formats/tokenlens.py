@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lensplorer.arguments import expects
 from lensplorer.errors import FormatError
 from lensplorer.formats.attributions import Attributions
 from lensplorer.formats.files import MAX_BYTES, damaged, read_json, write_bytes
@@ -24,6 +25,7 @@ VERSION = "1.0"
 _WHAT = "a TokenLens file"
 
 
+@expects
 def write_tokenlens(path: str | Path, content: Attributions) -> None:
     """Write attributions as TokenLens JSON, whole or not at all.
 
@@ -78,6 +80,7 @@ def to_tokenlens(content: Attributions) -> dict[str, Any]:
     }
 
 
+@expects
 def read_tokenlens(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Attributions:
     """Read TokenLens JSON.
 

@@ -11,12 +11,16 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lensplorer.arguments import expected
 from lensplorer.errors import SAEError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: An SAE or transcoder of sae-lens, or another object with its ``encode``, ``decode``, ``W_dec`` and ``cfg``.
+SAE: TypeAlias = Any
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
@@ -61,7 +65,7 @@ class SAEInfo:
     reconstructs: bool = True
 
 
-def sae_info(sae: Any) -> SAEInfo:
+def sae_info(sae: SAE) -> SAEInfo:
     """The ``SAEInfo`` of an SAE, made from its configuration when it was not loaded by ``load_sae``.
 
     >>> import lensplorer as lp
@@ -69,10 +73,14 @@ def sae_info(sae: Any) -> SAEInfo:
     'blocks.2.hook_resid_pre'
 
     Raises:
-        SAEError: it is no SAE of sae-lens, or its metadata name no hook.
+        ArgumentError: it is no SAE.
+        SAEError: its metadata name no hook.
     """
     info = getattr(sae, "lensplorer_info", None)
-    return info if info is not None else describe(sae)
+    if isinstance(info, SAEInfo):
+        return info
+    expected("sae_info", "sae", "SAE", sae)
+    return describe(sae)
 
 
 def describe(sae: Any, *, name: str | None = None, **facts: Any) -> SAEInfo:

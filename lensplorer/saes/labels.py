@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lensplorer.analyses.unembedding import read_norm
+from lensplorer.arguments import expects
 from lensplorer.errors import SAEError
-from lensplorer.saes.info import sae_info
+from lensplorer.saes.info import SAE, sae_info
 from lensplorer.saes.site import find_site
 from lensplorer.tokens import token_texts, visible
 
@@ -51,7 +52,8 @@ class FeatureLabel:
     url: str | None = None
 
 
-def feature_labels(model: LensModel, sae: Any, features: Iterable[int], *, tokens: int = 8) -> list[FeatureLabel]:
+@expects
+def feature_labels(model: LensModel, sae: SAE, features: Iterable[int], *, tokens: int = 8) -> list[FeatureLabel]:
     """What features are about, in the order given.
 
     >>> import lensplorer as lp
@@ -82,7 +84,7 @@ def feature_labels(model: LensModel, sae: Any, features: Iterable[int], *, token
     return found
 
 
-def promoted_tokens(model: LensModel, sae: Any, features: Sequence[int], *, tokens: int = 8) -> list[list[str]]:
+def promoted_tokens(model: LensModel, sae: SAE, features: Sequence[int], *, tokens: int = 8) -> list[list[str]]:
     """The tokens that each feature's direction promotes most, best first.
 
     Raises:
@@ -104,7 +106,7 @@ def promoted_tokens(model: LensModel, sae: Any, features: Sequence[int], *, toke
     return [token_texts(model.tokenizer, row) for row in torch.cat(best).tolist()]
 
 
-def stored_labels(sae: Any) -> list[dict[str, Any]] | None:
+def stored_labels(sae: SAE) -> list[dict[str, Any]] | None:
     """The labels stored beside an SAE, one entry per feature; None if there are none.
 
     Raises:
@@ -141,7 +143,7 @@ def _stored(path: Path, neuronpedia_id: str | None, tokens: int) -> tuple[Featur
     return tuple(labels)
 
 
-def check_feature(sae: Any, feature: int) -> int:
+def check_feature(sae: SAE, feature: int) -> int:
     """``feature`` if the SAE has it.
 
     Raises:
@@ -164,7 +166,7 @@ def neuronpedia_url(neuronpedia_id: str | None, feature: int | None = None) -> s
     return f"https://www.neuronpedia.org/{neuronpedia_id}" + (f"/{feature}" if feature is not None else "")
 
 
-def _to_stream(model: LensModel, sae: Any, directions: torch.Tensor) -> torch.Tensor:
+def _to_stream(model: LensModel, sae: SAE, directions: torch.Tensor) -> torch.Tensor:
     """Decoder directions as they enter the residual stream; those of an SAE of attention heads go through W_O. [feature, d_model]"""
     site = find_site(model, sae)
     if site.write.endswith(".attn.hook_z"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lensplorer.arguments import expects
 from lensplorer.config import load_config
 from lensplorer.errors import SAEError
 from lensplorer.models import resolve_device, resolve_dtype
@@ -19,6 +20,7 @@ from lensplorer.saes.registry import BUILT_IN, check_id, directory
 _LABELS = "labels.json"
 
 
+@expects
 def load_sae(
     release: str | None = None,
     sae_id: str | None = None,
@@ -87,6 +89,7 @@ def load_sae(
     return _from_release(release, str(sae_id), revision, device, dtype, model_name, layer)
 
 
+@expects
 def load_sae_config(path: str | Path, *, device: str = "cpu", dtype: str | torch.dtype = "float32") -> list[Any]:
     """Every SAE that a configuration file lists under ``[[sae]]``, in its order.
 

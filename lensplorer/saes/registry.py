@@ -11,6 +11,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from lensplorer.arguments import expects
 from lensplorer.errors import SAEError, did_you_mean, nearest
 from lensplorer.saes.info import sae_lens
 from lensplorer.storyworld import DATA
@@ -97,6 +98,7 @@ def _suggestion(release: str, known: Any) -> str:
     return f" Did you mean {' or '.join(map(repr, containing[:3]))}?" if release and containing else did_you_mean(release, [*BUILT_IN, *known])
 
 
+@expects
 def search_saes(text: str = "", *, model: LensModel | None = None) -> pd.DataFrame:
     """The published SAEs whose release, id, model or repository holds every word of ``text``.
 
