@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from lensplorer.arguments import expects
 from lensplorer.errors import SamplingError, did_you_mean
 
 KINDS = ("multiple_choice", "regex", "grammar", "json_schema")
@@ -24,7 +23,6 @@ _ALIASES |= {"json": "json_schema", "schema": "json_schema"}
 _JSON_SPACE = r"(\n {0,16}| )?"
 
 
-@expects
 @dataclass(frozen=True)
 class Constraint:
     """What a completion must match.

@@ -7,14 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from lensplorer.arguments import expects
 from lensplorer.errors import SamplingError, did_you_mean
 
 #: A smaller temperature divides logits into overflow; 0 is greedy and divides nothing.
 MIN_TEMPERATURE = 1e-6
 
 
-@expects
 @dataclass(frozen=True)
 class DecodingParams:
     """The knobs of the pipeline; the defaults are the preset ``"balanced"``.
