@@ -17,7 +17,7 @@ import torch
 
 from lensplorer.analyses.unembedding import read_norm
 from lensplorer.arguments import expects
-from lensplorer.errors import SAEError
+from lensplorer.errors import SAEError, first_line
 from lensplorer.saes.info import SAE, sae_info
 from lensplorer.saes.site import find_site
 from lensplorer.tokens import token_texts, visible
@@ -125,9 +125,11 @@ def stored_labels(sae: SAE) -> list[dict[str, Any]] | None:
 def _read_labels(path: Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["features"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SAEError(f"The labels {str(path)!r} cannot be read: {error!r}") from error
-    return list(entries)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SAEError(f"The labels {str(path)!r} cannot be read: {type(error).__name__}: {first_line(error)}. Remove the file.") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise SAEError(f"The labels {str(path)!r} are damaged: expected a table for each feature. Remove the file.")
+    return entries
 
 
 @lru_cache(maxsize=32)
@@ -135,11 +137,15 @@ def _stored(path: Path, neuronpedia_id: str | None, tokens: int) -> tuple[Featur
     """The labels of a file, by feature. Cost: 10 µs a feature, once."""
     labels = []
     for feature, entry in enumerate(_read_labels(path)):
-        promotes = tuple(entry.get("promotes", ()))[:tokens]
-        examples = tuple((str(text), float(value)) for text, value in entry.get("examples", ()))
+        try:
+            promotes = tuple(map(str, entry.get("promotes", ())))[:tokens]
+            examples = tuple((str(text), float(value)) for text, value in entry.get("examples", ()))
+            density = None if entry.get("density") is None else float(entry["density"])
+        except (TypeError, ValueError) as error:
+            raise SAEError(f"The label of feature {feature} in {str(path)!r} is damaged: {first_line(error)}. Remove the file.") from error
         text = entry.get("label") or " ".join(visible(token) for token in promotes[:_SHOWN]) or (examples[0][0] if examples else "never fires")
         url = neuronpedia_url(neuronpedia_id, feature)
-        labels.append(FeatureLabel(feature, str(text), "stored", promotes, examples, entry.get("density"), url))
+        labels.append(FeatureLabel(feature, str(text), "stored", promotes, examples, density, url))
     return tuple(labels)
 
 

@@ -108,6 +108,9 @@ def find_site(model: LensModel, sae: SAE) -> Site:
     site = replace(site, write=_output_hook(model, info.hook_out) if info.hook_out else site.read)
     centred = bool(wanted.get("center_writing_weights")) and _is_layer_norm(model)
     head = metadata.hook_head_index
+    n_heads = int(model.cfg.n_heads)
+    if head is not None and not 0 <= head < n_heads:
+        raise SAEError(f"The SAE {info.name!r} reads head {head}, and {model_info(model).name!r} has heads 0 to {n_heads - 1}.")
     joins_itself = sae.cfg.reshape_activations != "none"
     return replace(
         site,
