@@ -50,9 +50,7 @@ def _is_sae(value: Any) -> bool:
 
 
 _KINDS: dict[str, Kind] = {
-    "LensModel": Kind(
-        "a model", "a model", lambda value: hasattr(value, "cfg") and hasattr(value, "tokenizer") and callable(value), "load_model(name) loads one"
-    ),
+    "LensModel": Kind("a model", "a model", lambda value: hasattr(value, "cfg") and hasattr(value, "tokenizer"), "load_model(name) loads one"),
     "Trace": Kind("a trace", "a trace", _made_by("Trace"), "run_trace(model, prompt) makes one"),
     "SAE": Kind("an SAE", "an SAE", _is_sae, "load_sae(release, sae_id) loads one"),
     "xr.Dataset": Kind(

@@ -134,7 +134,7 @@ def resolve_token(tokenizer: Any, token: str | int, *, d_vocab: int | None = Non
         raise TokenError(f"{token!r} has half a character (a lone surrogate), which no token has.")
     found = _single_token(tokenizer, token)
     if found is not None:
-        return found
+        return resolve_token(tokenizer, found, d_vocab=d_vocab)  # a tokenizer may know more than its model
     alternatives = [
         other
         for other in (" " + token, token.strip(" "), token.lower(), token.capitalize(), " " + token.strip().capitalize())

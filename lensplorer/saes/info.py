@@ -25,7 +25,12 @@ SAE: TypeAlias = Any
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 #: What sae-lens says aloud when it loads, and our audit decides instead.
-_ALREADY_AUDITED = (".*non-empty model_from_pretrained_kwargs.*", ".*norm_scaling_factor not found.*", ".*summing all decoders together.*")
+_ALREADY_AUDITED = (
+    ".*non-empty model_from_pretrained_kwargs.*",
+    ".*norm_scaling_factor not found.*",
+    ".*summing all decoders together.*",
+    ".*zero-element tensors.*",
+)
 
 
 @dataclass(frozen=True)

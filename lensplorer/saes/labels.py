@@ -115,7 +115,10 @@ def stored_labels(sae: SAE) -> list[dict[str, Any]] | None:
     info = sae_info(sae)
     if info.labels_path is None:
         return None
-    entries = _read_labels(info.labels_path)
+    try:
+        entries = _read_labels(info.labels_path)
+    except FileNotFoundError:  # its folder was removed meanwhile
+        return None
     if len(entries) != info.d_sae:
         raise SAEError(f"{str(info.labels_path)!r} labels {len(entries)} features, and the SAE has {info.d_sae}.")
     return entries
@@ -125,6 +128,8 @@ def stored_labels(sae: SAE) -> list[dict[str, Any]] | None:
 def _read_labels(path: Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["features"]
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SAEError(f"The labels {str(path)!r} cannot be read: {type(error).__name__}: {first_line(error)}. Remove the file.") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
