@@ -157,8 +157,9 @@ def load_model(
 
     torch_dtype, torch_device = resolve_dtype(dtype), resolve_device(device)
     files = find_model(name if name is not None else default_model_name(), revision=revision)
-    hf_model, tokenizer = load_hugging_face(files, torch_dtype, torch_device, trust_remote_code)
-    return Loader(files, hf_model, tokenizer, torch_dtype, torch_device, processing, verify).load(backend)
+    with torch.inference_mode(False):  # weights made inside of it have no gradients
+        hf_model, tokenizer = load_hugging_face(files, torch_dtype, torch_device, trust_remote_code)
+        return Loader(files, hf_model, tokenizer, torch_dtype, torch_device, processing, verify).load(backend)
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:

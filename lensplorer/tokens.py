@@ -175,11 +175,11 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, *, prepend_bos: bool | None, d
     else:
         ids = _as_ids(prompt)
         bos_wanted = bool(prepend_bos)
-    bos: int | None = tokenizer.bos_token_id if tokenizer is not None else None
-    if bos_wanted and bos is None:
-        raise PromptError("prepend_bos=True, but this model's tokenizer has no beginning-of-text token; use prepend_bos=False.")
-    if bos_wanted and ids[:1] != [bos]:
-        ids = [bos, *ids]
+    if bos_wanted:
+        bos = tokenizer.bos_token_id if tokenizer is not None else None
+        if bos is None:
+            raise PromptError("prepend_bos=True, but this model's tokenizer has no beginning-of-text token; use prepend_bos=False.")
+        ids = ids if ids[:1] == [bos] else [bos, *ids]
     if not ids:
         raise PromptError("The prompt is empty: give at least one token of text.")
     return _within(ids, d_vocab)

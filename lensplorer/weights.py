@@ -102,13 +102,14 @@ def _require_as_loaded(model: Any) -> None:
     now = placement(model)
     loaded: Placement | None = getattr(model, "lensplorer_placement", None)
     wanted = loaded if loaded is not None else _configured(model, now)
+    both = [name for name in now if name in wanted]
     for which, option in enumerate(("dtype", "device")):
-        changed = {name: at[which] for name, at in now.items() if name in wanted and at[which] != wanted[name][which]}
+        changed = {name: now[name][which] for name in both if now[name][which] != wanted[name][which]}
         if not changed:
             continue
         name, value = next(iter(changed.items()))
         now_is, was = (f"{'on ' if which else ''}{_text(each)}" for each in (value, wanted[name][which]))
-        if len(changed) < len(now) or len(set(changed.values())) > 1:
+        if len(changed) < len(both) or len(set(changed.values())) > 1:
             some = ", ".join(map(repr, list(changed)[:_SHOWN])) + (f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
             raise ModelError(f"Some of the model's weights are {now_is} now ({some}), and should be {was}: load the model again.")
         if loaded is None:
