@@ -49,6 +49,11 @@ def _is_sae(value: Any) -> bool:
     return (hasattr(value, "encode") and hasattr(value, "cfg") and not hasattr(value, "tokenizer")) or _made_by("Dictionary")(value)
 
 
+def _is_several(value: Any) -> bool:
+    """Whether a value is a list or the like: a model or SAE can be gone through as well, and is not meant."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) and not hasattr(value, "cfg")
+
+
 _KINDS: dict[str, Kind] = {
     "LensModel": Kind("a model", "a model", lambda value: hasattr(value, "cfg") and hasattr(value, "tokenizer"), "load_model(name) loads one"),
     "Trace": Kind("a trace", "a trace", _made_by("Trace"), "run_trace(model, prompt) makes one"),
@@ -65,7 +70,7 @@ _KINDS: dict[str, Kind] = {
     "Prompt": Kind(
         "a text, token ids or chat messages",
         "a prompt",
-        lambda value: isinstance(value, (str, Iterable)) and not isinstance(value, (bytes, Mapping)) and not callable(value),
+        lambda value: isinstance(value, str) or _is_several(value),
     ),
     "Intervention": Kind(
         "an intervention",
@@ -94,7 +99,7 @@ _KINDS: dict[str, Kind] = {
     "slice": Kind("a slice", "a slice", lambda value: isinstance(value, slice)),
     "torch.Tensor": Kind("a tensor", "a tensor", lambda value: hasattr(value, "requires_grad") and hasattr(value, "dtype")),
     "torch.dtype": Kind("a dtype", "a dtype", lambda value: type(value).__name__ == "dtype"),
-    "Callable": Kind("a function", "a function", lambda value: callable(value) and not hasattr(value, "cfg")),
+    "Callable": Kind("a function", "a function", lambda value: callable(value) and not hasattr(value, "cfg") and not isinstance(value, type)),
     "tuple": Kind("a tuple", "a tuple", lambda value: isinstance(value, tuple)),
     "Mapping": Kind("a dictionary", "a dictionary", lambda value: isinstance(value, Mapping)),
 }
@@ -199,7 +204,7 @@ def _several(kinds: tuple[Kind, ...] | None) -> Kind:
     """A list or the like of values of some kinds; one that can be gone through only once is not looked into."""
 
     def fits(value: Any) -> bool:
-        if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+        if not _is_several(value):
             return False
         return kinds is None or not isinstance(value, (list, tuple)) or all(any(kind.fits(each) for kind in kinds) for each in value)
 

@@ -251,6 +251,8 @@ def difference(result_a: xr.Dataset, result_b: xr.Dataset, *, aligned: xr.Datase
     """
     import xarray as xr
 
+    if aligned is not None and aligned.attrs.get("analysis") != "compare":
+        raise AnalysisError(f"aligned is a result of compare(trace_a, trace_b), not one of {aligned.attrs.get('analysis', 'no analysis')!r}.")
     one, other = (result.attrs.get("analysis", "") for result in (result_a, result_b))
     if one != other or not one:
         raise AnalysisError(f"A difference is between two results of one analysis, got {one!r} and {other!r}.")
