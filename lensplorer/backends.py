@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from lensplorer.catalogue import ModelFiles
 from lensplorer.errors import ModelError, first_line
 from lensplorer.layout import lay_out_weights, quicken_linear_layers
 from lensplorer.models import ModelInfo
+from lensplorer.weights import placement
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +45,63 @@ def load_hugging_face(files: ModelFiles, dtype: torch.dtype, device: torch.devic
             if files.gguf is not None:
                 hf_model, tokenizer = load_gguf(files.path / files.gguf, files.name, dtype)
             else:
-                hf_model = AutoModelForCausalLM.from_pretrained(files.path, dtype=dtype, attn_implementation="eager", use_safetensors=True, **options)
+                hf_model, found = AutoModelForCausalLM.from_pretrained(
+                    files.path, dtype=dtype, attn_implementation="eager", use_safetensors=True, output_loading_info=True, **options
+                )
+                _require_all_weights(hf_model, found, files.name)
                 tokenizer = AutoTokenizer.from_pretrained(files.path, **options)
-    except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        raise ModelError(f"{files.name!r} cannot be loaded by transformers: {first_line(error)}") from error
-    except Exception as error:  # safetensors raises its own error type, which is a plain Exception
-        if type(error).__name__ != "SafetensorError":
-            raise
+                _require_tokens(tokenizer, files.name)
+    except ModelError:
+        raise
+    except SafetensorError as error:
         raise ModelError(f"The weights of {files.name!r} are corrupt or cut short: {first_line(error)}. Fetch the files again.") from error
+    except Exception as error:  # what a damaged file makes of the code that trusts it can be any error
+        raise ModelError(f"{files.name!r} cannot be loaded by transformers: {_said(error)}") from error
     hf_model = hf_model.to(device).eval().requires_grad_(False)
     return hf_model, tokenizer
+
+
+def _said(error: Exception) -> str:
+    """What transformers says, in one line; of an error that says little, its kind too."""
+    text = " ".join(str(error).split())[:300]
+    if "ignore_mismatched_sizes" in text:
+        return "its weights have other shapes than its config.json says. Fetch the files again."
+    return text if isinstance(error, (OSError, ValueError, ImportError, RuntimeError)) else f"{type(error).__name__}: {text}"
+
+
+def _require_all_weights(hf_model: Any, found: dict[str, Any], name: str) -> None:
+    """transformers makes up at random what a file lacks, and passes over blocks that the configuration does not count.
+
+    Raises:
+        ModelError: the weights are not those of the configuration.
+    """
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ModelError(f"The weights of {name!r} lack {_few(missing)}, and would be random numbers. Fetch the files again.")
+    blocks = {_any_block(key) for key in hf_model.state_dict()}
+    left = sorted(key for key in found["unexpected_keys"] if _any_block(key) in blocks)
+    if left or hf_model.config.num_hidden_layers < 1:
+        raise ModelError(
+            f"The config.json of {name!r} says {hf_model.config.num_hidden_layers} blocks, and its weights have more"
+            f"{f': {_few(left)} would not be read' if left else ''}. Fetch the files again."
+        )
+
+
+def _any_block(key: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", key)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:2])) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def _require_tokens(tokenizer: Any, name: str) -> None:
+    """
+    Raises:
+        ModelError: a text becomes no tokens. So it is where the tokenizer's files are missing: transformers makes an empty one.
+    """
+    if not tokenizer.encode("Once upon a time", add_special_tokens=False):
+        raise ModelError(f"The tokenizer of {name!r} makes no tokens of a text: its tokenizer.json is missing or damaged. Fetch the files again.")
 
 
 @dataclass
@@ -137,9 +187,18 @@ class Loader:
         with torch.inference_mode():
             try:
                 logits: torch.Tensor = self.hf_model(self._probe()).logits[0]
-            except RuntimeError as error:
+            except Exception as error:  # whatever it is, there is nothing to compare with
                 raise ModelError(f"Hugging Face's own {self._architecture} fails on a plain prompt: {first_line(error)}") from error
+        if not bool(logits.isfinite().all()):
+            raise ModelError(f"Hugging Face's own {self._architecture} gives numbers that are not finite on a plain prompt: {self._not_finite()}.")
         return logits.float()
+
+    def _not_finite(self) -> str:
+        """Where that comes from."""
+        broken = [name for name, parameter in self.hf_model.named_parameters() if not bool(parameter.isfinite().all())]
+        if broken:
+            return f"the weights {_few(broken)} hold NaN or infinity"
+        return "float16 overflows in some models, dtype='float32' does not" if self.dtype == torch.float16 else "its configuration may be damaged"
 
     def _probe(self) -> torch.Tensor:
         """Fixed pseudo-random ids, long enough to run past a short sliding window. [1, position]"""
@@ -172,6 +231,7 @@ class Loader:
         if reference is not None:
             info = self._verified(model, info, reference)
         model.lensplorer_info = info
+        model.lensplorer_placement = placement(model)
         return model
 
     def _verified(self, model: Any, info: ModelInfo, reference: torch.Tensor) -> ModelInfo:

@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lensplorer.errors import ConfigError, did_you_mean
+from lensplorer.errors import ConfigError, did_you_mean, first_line
 
 MOST_PROMPTS = 1000  #: that a session may hold, and a file of one
 
@@ -86,8 +86,8 @@ def load_config(path: str | Path) -> Config:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The configuration {str(path)!r} cannot be read: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration {str(path)!r} is not valid TOML: {error}.") from error
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a path, of nesting
+        raise ConfigError(f"The configuration {str(path)!r} is not valid TOML: {first_line(error)}.") from error
     return parse_config(content, name=str(path))
 
 

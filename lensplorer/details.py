@@ -79,6 +79,12 @@ class Details:
             node.details = None
             self.n_bytes -= self._bytes.pop(node)
 
+    def clear(self) -> None:
+        """Let go everything, and learn anew what a run reaches."""
+        for node in {*self._bytes, *self._logits}:
+            self.forget(node)
+        self.reached, self.same_as_stream = None, {}
+
     def _learn(self, details: dict[str, torch.Tensor]) -> None:
         self.reached = dict.fromkeys(name for name in details if name in self._reads)
         points, stream = hook_points(self._model), stream_names(self._model)

@@ -23,6 +23,10 @@ class LensplorerError(Exception):
     """
 
 
+class ArgumentError(LensplorerError, TypeError):
+    """A function was given another kind of thing than it wants: a text where a trace is meant."""
+
+
 class ModelError(LensplorerError):
     """A model cannot be found, loaded, or trusted to compute what Hugging Face computes."""
 

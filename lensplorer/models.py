@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from lensplorer.arguments import expected, expects
 from lensplorer.catalogue import default_model_name, find_model
 from lensplorer.errors import ModelError, did_you_mean
 
@@ -82,10 +83,14 @@ def model_info(model: LensModel) -> ModelInfo:
 
     >>> model_info(load_model("storyworld")).n_ctx
     512
+
+    Raises:
+        ArgumentError: it is no model.
     """
     info = getattr(model, "lensplorer_info", None)
-    if info is not None:
+    if isinstance(info, ModelInfo):
         return info
+    expected("model_info", "model", "LensModel", model)
     cfg = model.cfg
     normalisation = str(getattr(cfg, "normalization_type", ""))
     return ModelInfo(
@@ -100,6 +105,7 @@ def model_info(model: LensModel) -> ModelInfo:
     )
 
 
+@expects
 def load_model(
     name: str | None = None,
     *,
@@ -151,8 +157,9 @@ def load_model(
 
     torch_dtype, torch_device = resolve_dtype(dtype), resolve_device(device)
     files = find_model(name if name is not None else default_model_name(), revision=revision)
-    hf_model, tokenizer = load_hugging_face(files, torch_dtype, torch_device, trust_remote_code)
-    return Loader(files, hf_model, tokenizer, torch_dtype, torch_device, processing, verify).load(backend)
+    with torch.inference_mode(False):  # weights made inside of it have no gradients
+        hf_model, tokenizer = load_hugging_face(files, torch_dtype, torch_device, trust_remote_code)
+        return Loader(files, hf_model, tokenizer, torch_dtype, torch_device, processing, verify).load(backend)
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -18,6 +18,7 @@ from lensplorer.nodes import Node, Segment, segments_to
 from lensplorer.replay import Part
 from lensplorer.running import Intervention, Run, run_model
 from lensplorer.segments import Parked, Stretch, stream_names
+from lensplorer.weights import Weights, weights_of
 
 _SCORE_BYTES = 2**26  # of one block's attention scores at a time
 _LONGEST_PIECE = 256  # positions; the products gain nothing from more
@@ -42,6 +43,7 @@ class PathCache:
         stream: names of the residual stream entering each block, and of the final one.
         every: what a run over one token records: what is read, and the stream.
         n_runs: how often the model has run.
+        weights: those of the model that all of it was run with.
     """
 
     def __init__(self, model: LensModel, reads: frozenset[str], interventions: tuple[Intervention, ...]) -> None:
@@ -50,6 +52,7 @@ class PathCache:
         self.head_first = model_info(model).backend == "bridge"
         self.n_runs = 0
         self.every = reads.union(self.stream)
+        self.weights = weights_of(model)
         self._working = WorkingCache(model)
         self._path: list[tuple[Segment, int]] = []  # what the working cache holds: segments, and the depth reached in each
 
@@ -67,7 +70,8 @@ class PathCache:
         part = None if every else Part(0, int(self.model.cfg.n_layers), None)
         reads = self.every if every else self.stream
         tokens = torch.tensor([list(ids)])
-        run = run_model(self.model, tokens, reads=reads, interventions=self.interventions, past=self._working.past, start=start, part=part)
+        past = self._working.past
+        run = run_model(self.model, tokens, reads=reads, interventions=self.interventions, past=past, start=start, part=part, weights=self.weights)
         self.n_runs += 1
         if self._working.length != start + len(ids):
             raise RuntimeError("The model ran without using its key-value cache.")
@@ -82,7 +86,7 @@ class PathCache:
         self.load(node, exactly=False)
         tokens = torch.tensor([list(ids)])
         past = self._working.frozen(start)
-        return run_model(self.model, tokens, reads=reads, interventions=self.interventions, past=past, start=start, part=part)
+        return run_model(self.model, tokens, reads=reads, interventions=self.interventions, past=past, start=start, part=part, weights=self.weights)
 
     @cached_property
     def by_block(self) -> bool:
@@ -114,6 +118,10 @@ class PathCache:
     def cut(self, segment: Segment, length: int) -> None:
         """The nodes of ``segment`` from depth ``length`` on are gone."""
         self._path = [(s, min(upto, length) if s is segment else upto) for s, upto in self._path]
+
+    def follow(self, weights: Weights) -> None:
+        """The model has other weights: nothing held is of them."""
+        self.weights, self._working, self._path = weights, WorkingCache(self.model), []
 
     def forget(self, doomed: set[Segment]) -> None:
         """These segments are gone."""

@@ -43,10 +43,14 @@ class Path:
     Args:
         tree: whose node it is.
         node: the end of the path.
+
+    Attributes:
+        weights: those of the model when the path was asked for.
     """
 
     def __init__(self, tree: TokenTree, node: Node) -> None:
         self.tree, self.node = tree, node
+        self.weights = tree.cache.weights
         self._stream = {name: row for row, name in enumerate(tree.cache.stream)}
         self._head_first = tree.cache.head_first
 
@@ -63,6 +67,14 @@ class Path:
             step = step.parent
         return found[::-1]
 
+    def _require_same_weights(self) -> None:
+        """
+        Raises:
+            TraceError: the tree has gone on with other weights.
+        """
+        if self.tree.cache.weights is not self.weights:
+            raise TraceError("The model's weights were changed after this trace was made: ask the tree or session for it again.")
+
     # -- activations ---------------------------------------------------------------------------------------------------------------
 
     def names(self) -> dict[str, None]:
@@ -77,6 +89,7 @@ class Path:
         Raises:
             TraceError: the model does not reach it.
         """
+        self._require_same_weights()
         row = self._stream.get(name)
         if row is None and name in self.names():
             row = self.tree.details.same_as_stream.get(name)
@@ -170,6 +183,7 @@ class Path:
 
     def logits(self, start: int, stop: int) -> torch.Tensor:
         """The logits at some positions: those of a step, or the model's end again. [position, d_vocab]"""
+        self._require_same_weights()
         node = self._nodes(start, stop)[0] if stop - start == 1 else None
         known = self.tree.details.logits(node) if node is not None else None
         if known is not None:
@@ -192,6 +206,7 @@ class Path:
         Returns:
             Each of its variables that has a position, position first, and ``completeness`` where it names one; and the newest window's result.
         """
+        self._require_same_weights()
         key = (analysis, tuple(sorted(options.items())))
         parts: dict[str, list[np.ndarray]] = {}
         about = None
@@ -260,7 +275,7 @@ class SteppedTrace(Trace):
     """Positions ``start`` to ``stop - 1`` of a path as a ``Trace``. Whatever is asked for is read, or made, when it is asked for."""
 
     def __init__(self, path: Path, start: int, stop: int) -> None:
-        values = {"model": path.tree.model, "interventions": path.tree.interventions, "embeddings": None}
+        values = {"model": path.tree.model, "interventions": path.tree.interventions, "embeddings": None, "weights": path.weights}
         for name, value in {**values, "_path": path, "_start": start, "_stop": stop}.items():
             object.__setattr__(self, name, value)  # as the frozen dataclass itself does
 

@@ -17,6 +17,7 @@ from lensplorer.models import LensModel, model_info
 from lensplorer.replay import Finished, Part, only
 from lensplorer.sizes import require_memory
 from lensplorer.watching import tick
+from lensplorer.weights import Weights, weights_of
 
 #: A hook of one run: the activation's name, and a function of (activation, hook point) that returns its replacement.
 Hook = tuple[str, Callable[[torch.Tensor, Any], torch.Tensor]]
@@ -90,6 +91,13 @@ def resolve_reads(model: LensModel, reads: Reads) -> frozenset[str]:
     return frozenset(resolved)
 
 
+@contextmanager
+def usual_autograd() -> Iterator[None]:
+    """Autograd as it is outside of ``torch.no_grad()`` and ``torch.inference_mode()``, wherever the caller is."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One forward pass: logits [batch, position, d_vocab], activations by name, and the embedding leaf if gradients were asked for."""
@@ -110,6 +118,7 @@ def run_model(
     past: Any = None,
     start: int = 0,
     part: Part | None = None,
+    weights: Weights | None = None,
 ) -> Run:
     """One run of a batch of token ids: the only place where a model runs.
 
@@ -123,11 +132,21 @@ def run_model(
         past: the backend's own KV cache, extended in place (see ``stepping``).
         start: absolute position of the first token, when ``past`` holds those before it.
         part: these blocks alone, from what entered them (see ``replay``); then ``Run.logits`` is empty unless the part ends in them.
+        weights: those that ``past`` or ``part`` was made with.
+
+    Works alike inside ``torch.no_grad()`` and ``torch.inference_mode()``.
 
     Raises:
-        TraceError: a hook name that the model does not have, or more memory than is free: nothing has run then.
+        ModelError: the model's weights were converted or moved since it was loaded.
+        TraceError: a hook name that the model does not have, more memory than is free, other weights than ``weights``, or gradients of a model
+            made inside ``torch.inference_mode()``. Nothing has run then.
     """
     tick()
+    own = weights_of(model)
+    if weights is not None and own is not weights:
+        raise TraceError("The model's weights were changed after this trace was made: ask the tree or session for it again.")
+    if gradients and own.without_gradients:
+        raise TraceError("This model was made inside torch.inference_mode(), and there are no gradients through its weights: make it outside.")
     points = hook_points(model)
     positions = range(start, start + tokens.shape[1])
     wanted = list(reads)
@@ -150,9 +169,9 @@ def run_model(
         entry = points[f"blocks.{part.start}.hook_resid_pre"]  # what entered had been changed here already
         applied = [(name, function) for name, function in applied if points[name] is not entry]
     # A step's values are copied by its caller: they may do without autograd's bookkeeping, a tenth of its time. Interventions may keep theirs.
-    mode = torch.inference_mode() if past is not None and not applied else torch.set_grad_enabled(gradients)
+    inference = past is not None and not applied
     logits = torch.empty(0)
-    with model_lock(model), mode:
+    with model_lock(model), torch.inference_mode(inference), torch.set_grad_enabled(gradients):
         hooked = model.hooks(fwd_hooks=[(name, _named(function)) for name, function in applied]) if applied else nullcontext()
         with only(model, part) if part is not None else nullcontext(), hooked, _recorded(model, wanted) as recorded, suppress(Finished):
             logits = model(tokens.to(model.cfg.device), return_type="logits", **_options(model, tokens, past))

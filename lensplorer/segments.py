@@ -72,7 +72,8 @@ class Stretch:
 
     def __init__(self, model: LensModel, capacity: int) -> None:
         cfg = model.cfg
-        self.stream = torch.empty(int(cfg.n_layers) + 1, capacity, int(cfg.d_model), dtype=cfg.dtype, device=torch.device(str(cfg.device)))
+        with torch.inference_mode(False):  # it is written to wherever the tree is used
+            self.stream = torch.empty(int(cfg.n_layers) + 1, capacity, int(cfg.d_model), dtype=cfg.dtype, device=torch.device(str(cfg.device)))
 
     @property
     def n_bytes(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lensplorer.arguments import expects
 from lensplorer.config import MOST_PROMPTS
 from lensplorer.errors import PromptError, SessionError
 from lensplorer.interventions.sessions import InterventionSession, checked
@@ -76,6 +77,7 @@ class State:
         return self.prompts[self.current]
 
 
+@expects
 class Session(InterventionSession, SamplingSession):
     """A walk through a model's continuations.
 

@@ -13,12 +13,14 @@ bound: every activation of the positions looked at last, and the results kept pe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from inspect import unwrap
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from lensplorer.arguments import expects
 from lensplorer.details import Details
 from lensplorer.errors import PromptError
 from lensplorer.kvcache import keys_values_bytes
@@ -32,6 +34,7 @@ from lensplorer.running import Intervention, Reads, resolve_reads
 from lensplorer.segments import Stretch, stream_bytes
 from lensplorer.sizes import run_bytes
 from lensplorer.trace import Trace
+from lensplorer.weights import weights_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 _FIRST_ROOM, _MOST_ROOM = 8, 64  # positions allocated when a branch starts, and at most at a time
 
 
+@expects
 class TokenTree:
     """Everything a model has been made to say, sharing what is common.
 
@@ -95,6 +99,7 @@ class TokenTree:
         Raises:
             PromptError: an id is outside the vocabulary, or the path would be longer than the context, than ``max_bytes`` can hold or than the
                 memory that is free. Nothing has run then.
+            ModelError: the model's weights were converted or moved since it was loaded.
 
         After any other error or interrupt the tree holds what it held, and the pieces that were done.
 
@@ -103,6 +108,7 @@ class TokenTree:
         ids = [int(token_ids)] if isinstance(token_ids, int) else [int(token_id) for token_id in token_ids]
         if node.tree is not self:
             raise PromptError("This node belongs to another tree.")
+        self._follow_weights()
         node, new = self._known(node, ids)
         if new:
             self._check(node, new)
@@ -210,7 +216,7 @@ class TokenTree:
         Cost: the analysis of the new positions.
         """
         needs = getattr(analysis, "along", 0) or 1 if last is None else last
-        function = getattr(analysis, "__wrapped__", analysis)
+        function = unwrap(analysis)
         return self._path(node).along(function, options, last=needs, start=first, stop=len(node))[0]
 
     def logits(self, node: Node) -> torch.Tensor:
@@ -222,6 +228,7 @@ class TokenTree:
             raise PromptError("This node belongs to another tree.")
         if node.parent is None:
             raise PromptError("The path is empty: extend it by at least one token.")
+        self._follow_weights()
         with model_lock(self.model):
             self.cache.ensure(node)
             self._touch(node)
@@ -259,6 +266,21 @@ class TokenTree:
                 self.cache.cut(segment, kept)
         self._segments = [segment for segment in self._segments if segment not in doomed]
         self.cache.forget(doomed)
+
+    def _follow_weights(self) -> None:
+        """Let go of what was run with other weights than the model has now. The tokens stay, and run again where somebody looks.
+
+        Raises:
+            ModelError: the weights were converted or moved.
+        """
+        weights = weights_of(self.model)
+        if weights is self.cache.weights:
+            return
+        with model_lock(self.model):
+            self.cache.follow(weights)
+            self.details.clear()
+            for segment in self._segments:
+                segment.drop()
 
     def _touch(self, node: Node) -> None:
         self._clock += 1

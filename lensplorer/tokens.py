@@ -7,19 +7,26 @@ bytes where they are not whole characters), its *visible* text (``visible``: spa
 from __future__ import annotations
 
 import re
+import sys
+import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lensplorer.errors import PromptError, TokenError
+from lensplorer.errors import PromptError, TokenError, first_line
 
 #: A prompt: text, token ids (a list, an array or a tensor of shape [position] or [1, position]), or chat messages.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]] | Any
 
+_TEMPLATE_SECONDS = 10.0
+_MOST_CHARACTERS = 50_000_000
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _DRAWN = {" ": "␠", "\n": "⏎", "\r": "␍", "\t": "⇥"}
 _TEXTS: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()  # tokenizer → id → exact text
@@ -123,9 +130,11 @@ def resolve_token(tokenizer: Any, token: str | int, *, d_vocab: int | None = Non
         return int(token)
     if not isinstance(token, str):
         raise TokenError(f"A token is a text or an id, not {type(token).__name__}: {token!r}.")
+    if _SURROGATE.search(token):
+        raise TokenError(f"{token!r} has half a character (a lone surrogate), which no token has.")
     found = _single_token(tokenizer, token)
     if found is not None:
-        return found
+        return resolve_token(tokenizer, found, d_vocab=d_vocab)  # a tokenizer may know more than its model
     alternatives = [
         other
         for other in (" " + token, token.strip(" "), token.lower(), token.capitalize(), " " + token.strip().capitalize())
@@ -158,22 +167,22 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, *, prepend_bos: bool | None, d
         PromptError: the prompt is empty, has an id outside the vocabulary, or is chat for a model without a template.
     """
     if isinstance(prompt, str):
-        ids = list(tokenizer.encode(prompt, add_special_tokens=False))
+        ids = _encode_text(tokenizer, prompt)
         bos_wanted = default_bos if prepend_bos is None else prepend_bos
     elif _is_chat(prompt):
         ids = _encode_chat(tokenizer, cast(Sequence[Mapping[str, str]], prompt))
         bos_wanted = bool(prepend_bos)
     else:
-        ids = _as_ids(prompt, d_vocab)
+        ids = _as_ids(prompt)
         bos_wanted = bool(prepend_bos)
-    bos = tokenizer.bos_token_id if tokenizer is not None else None
-    if bos_wanted and bos is None:
-        raise PromptError("prepend_bos=True, but this model's tokenizer has no beginning-of-text token; use prepend_bos=False.")
-    if bos_wanted and ids[:1] != [bos]:
-        ids = [bos, *ids]
+    if bos_wanted:
+        bos = tokenizer.bos_token_id if tokenizer is not None else None
+        if bos is None:
+            raise PromptError("prepend_bos=True, but this model's tokenizer has no beginning-of-text token; use prepend_bos=False.")
+        ids = ids if ids[:1] == [bos] else [bos, *ids]
     if not ids:
         raise PromptError("The prompt is empty: give at least one token of text.")
-    return ids
+    return _within(ids, d_vocab)
 
 
 def _is_chat(prompt: Any) -> bool:
@@ -186,17 +195,56 @@ def _encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[
             raise PromptError(f"A chat message needs 'role' and 'content', got {dict(message)!r}.")
     if getattr(tokenizer, "chat_template", None) is None:
         raise PromptError("This model has no chat template (it is a base model): give the prompt as plain text.")
-    from jinja2 import TemplateError
-
     try:
-        text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
+        with _stopped_after(_TEMPLATE_SECONDS):
+            text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program
         roles = ", ".join(str(message["role"]) for message in messages)
-        raise PromptError(f"The model's chat template refuses these messages ({roles}): {error}") from error
+        raise PromptError(f"The model's chat template refuses these messages ({roles}): {first_line(error)}") from error
+    return _encode_text(tokenizer, text)
+
+
+@contextmanager
+def _stopped_after(seconds: float) -> Iterator[None]:
+    """Python code in here that goes on for longer is stopped by a ``TimeoutError``: it is asked at each of its lines."""
+    end = time.monotonic() + seconds
+
+    def watch(frame: Any, event: str, argument: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError(f"it did not end within {seconds:g} s")
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def _encode_text(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text, without the tokenizer's own specials.
+
+    Raises:
+        PromptError: it holds half a character, or is longer than any context.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise PromptError(f"The text has {len(text):,} characters: expected at most {_MOST_CHARACTERS:,}. Shorten it.")
+    half = _SURROGATE.search(text)
+    if half is not None:
+        raise PromptError(f"The text has half a character (a lone surrogate) at {half.start()}: it cannot be encoded. Leave it out.")
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _as_ids(prompt: Any, d_vocab: int) -> list[int]:
+def _within(ids: list[int], d_vocab: int) -> list[int]:
+    """The ids, all of which the model has: a tokenizer may know more than its model."""
+    outside = next((token_id for token_id in ids if not 0 <= token_id < d_vocab), None)
+    if outside is not None:
+        raise PromptError(f"Token id {outside} is outside the vocabulary: expected 0 to {d_vocab - 1}.")
+    return ids
+
+
+def _as_ids(prompt: Any) -> list[int]:
     array = np.asarray(prompt)
     if array.ndim == 2 and array.shape[0] == 1:
         array = array[0]
@@ -204,7 +252,4 @@ def _as_ids(prompt: Any, d_vocab: int) -> list[int]:
         return []
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise PromptError(f"A prompt is a text, token ids of shape [position], or chat messages, not {type(prompt).__name__} of shape {array.shape}.")
-    outside = array[(array < 0) | (array >= d_vocab)]
-    if outside.size:
-        raise PromptError(f"Token id {int(outside[0])} is outside the vocabulary: expected 0 to {d_vocab - 1}.")
     return [int(token_id) for token_id in array]

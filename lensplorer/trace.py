@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from lensplorer.arguments import expects
 from lensplorer.errors import PromptError, TraceError, did_you_mean
 from lensplorer.models import LensModel, ModelInfo, model_info
-from lensplorer.running import Intervention, Reads, hook_names, resolve_reads, run_model
+from lensplorer.running import Intervention, Reads, hook_names, resolve_reads, run_model, usual_autograd
 from lensplorer.segments import beyond_query, is_attention, position_axis
 from lensplorer.tokens import Prompt, encode_prompt, resolve_token, token_texts
+from lensplorer.weights import Weights, weights_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class Trace:
             ``trace.cache["resid_post", 3]`` [position, d_model] or ``trace.cache["blocks.3.attn.hook_pattern"]`` [head, query, source].
         interventions: the changes under which the model ran.
         embeddings: the token embeddings as a leaf of the autograd graph when run with ``gradients=True``, else None. [1, position, d_model]
+        weights: those that the model ran with; analyses refuse a trace when the model has others now.
     """
 
     model: LensModel
@@ -43,6 +46,7 @@ class Trace:
     cache: Any
     interventions: tuple[Any, ...] = ()
     embeddings: torch.Tensor | None = field(default=None, repr=False)
+    weights: Weights | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.token_texts)
@@ -59,6 +63,15 @@ class Trace:
     @property
     def n_layers(self) -> int:
         return int(self.model.cfg.n_layers)
+
+    def require_same_weights(self) -> None:
+        """
+        Raises:
+            TraceError: the model's weights were changed since it ran, so that this trace and the model do not belong together.
+            ModelError: they were converted or moved.
+        """
+        if self.weights is not None and weights_of(self.model) is not self.weights:
+            raise TraceError("The model's weights were changed after this trace was made: run it again with run_trace(model, prompt).")
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The activation called ``name``, without batch dimension.
@@ -149,6 +162,7 @@ class Trace:
         return resolve_token(self.model.tokenizer, token, d_vocab=int(self.model.cfg.d_vocab))
 
 
+@expects
 def run_trace(
     model: LensModel,
     prompt: Prompt,
@@ -172,21 +186,25 @@ def run_trace(
         reads: what to cache: analyses (their declared activations), hook names or wildcards ("blocks.*.hook_resid_post"). None: everything
             but attention scores before the softmax.
         interventions: changes applied during the run, in order.
-        gradients: keep the graph from the token embeddings to the logits, which gradient attributions need.
+        gradients: keep the graph from the token embeddings to the logits, which gradient attributions need; inside ``torch.no_grad()`` and
+            ``torch.inference_mode()`` too.
         prepend_bos: put a BOS token in front. None: the model's default for text, and never for ids and chat. Never doubled.
         truncate: keep only the last tokens (and BOS) of a prompt longer than the context, instead of refusing it.
 
     Raises:
+        ArgumentError: something else than a model, or than a prompt, is given.
+        ModelError: the model's weights were converted or moved since it was loaded (``model.half()``).
         PromptError: the prompt is empty, too long, or has an id outside the vocabulary.
         TraceError: ``reads`` or an intervention names an activation that the model does not have.
 
     Cost: one forward pass over the prompt, and memory for the activations read.
     """
     ids = prompt_ids(model, prompt, prepend_bos=prepend_bos, truncate=truncate)
-    tokens = torch.tensor(ids)
     interventions = tuple(interventions)
-    run = run_model(model, tokens[None], reads=resolve_reads(model, reads), interventions=interventions, gradients=gradients)
-    return make_trace(model, tokens, run.logits[0], {name: value[0] for name, value in run.activations.items()}, interventions, run.embeddings)
+    with usual_autograd():
+        tokens = torch.tensor(ids)
+        run = run_model(model, tokens[None], reads=resolve_reads(model, reads), interventions=interventions, gradients=gradients)
+        return make_trace(model, tokens, run.logits[0], {name: value[0] for name, value in run.activations.items()}, interventions, run.embeddings)
 
 
 def make_trace(
@@ -201,7 +219,7 @@ def make_trace(
     from transformer_lens import ActivationCache
 
     cache = ActivationCache(activations, model, has_batch_dim=False)
-    return Trace(model, tokens, token_texts(model.tokenizer, tokens.tolist()), logits, cache, interventions, embeddings)
+    return Trace(model, tokens, token_texts(model.tokenizer, tokens.tolist()), logits, cache, interventions, embeddings, weights_of(model))
 
 
 def prompt_ids(model: LensModel, prompt: Prompt, *, prepend_bos: bool | None = None, truncate: bool = False) -> list[int]:

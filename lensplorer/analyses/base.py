@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
+from lensplorer.arguments import expects
 from lensplorer.errors import AnalysisError, did_you_mean
+from lensplorer.running import usual_autograd
+from lensplorer.trace import Trace
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from lensplorer.trace import Trace
 
 #: Every analysis by name, in the order in which they were defined.
 REGISTRY: dict[str, Callable[..., Any]] = {}
@@ -37,14 +38,26 @@ def analysis(*, reads: Sequence[str], source: str, along: int = 0) -> Callable[[
     """
 
     def register(function: F) -> F:
-        asked = _along(function, along) if along else function
-        asked.reads = tuple(reads)  # type: ignore[attr-defined]
-        asked.source = source  # type: ignore[attr-defined]
-        asked.along = along  # type: ignore[attr-defined]
+        function.reads, function.source, function.along = tuple(reads), source, along  # type: ignore[attr-defined]
+        asked = _asked(_along(function, along) if along else function)
         REGISTRY[function.__name__] = asked
         return asked
 
     return register
+
+
+def _asked(function: F) -> F:
+    """The analysis as anybody may call it: on arguments of the right kind, of traces that belong to their model, under any mode of autograd."""
+
+    @wraps(function)
+    def asked(*arguments: Any, **options: Any) -> xr.Dataset:
+        for value in (*arguments, *options.values()):
+            if isinstance(value, Trace):
+                value.require_same_weights()
+        with usual_autograd():
+            return function(*arguments, **options)
+
+    return expects(asked)  # type: ignore[return-value]
 
 
 def _along(function: F, last: int) -> F:

@@ -17,6 +17,7 @@ import torch
 from lensplorer.alignment import Span, align, same_tokens
 from lensplorer.analyses.base import analysis, make_result
 from lensplorer.analyses.scores import token_scores
+from lensplorer.arguments import expects
 from lensplorer.errors import AnalysisError, did_you_mean
 from lensplorer.tokens import token_texts
 
@@ -225,6 +226,7 @@ def _scores(trace: Trace, spans: list[tuple[int, int]], side: str) -> dict[str, 
     return {f"{name}_{side}": (["position"], values) for name, values in found.items()}
 
 
+@expects
 def difference(result_a: xr.Dataset, result_b: xr.Dataset, *, aligned: xr.Dataset | None = None) -> xr.Dataset:
     """What the second result of an analysis has more than the first: b - a of each of its quantities.
 
@@ -249,6 +251,8 @@ def difference(result_a: xr.Dataset, result_b: xr.Dataset, *, aligned: xr.Datase
     """
     import xarray as xr
 
+    if aligned is not None and aligned.attrs.get("analysis") != "compare":
+        raise AnalysisError(f"aligned is a result of compare(trace_a, trace_b), not one of {aligned.attrs.get('analysis', 'no analysis')!r}.")
     one, other = (result.attrs.get("analysis", "") for result in (result_a, result_b))
     if one != other or not one:
         raise AnalysisError(f"A difference is between two results of one analysis, got {one!r} and {other!r}.")

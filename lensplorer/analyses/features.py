@@ -20,7 +20,7 @@ from lensplorer.running import run_model
 from lensplorer.saes.audit import check_sae
 from lensplorer.saes.cache import FeatureCache, cache_key, feature_cache
 from lensplorer.saes.codes import Codes, sparse_codes, splice_hooks, zero_hook
-from lensplorer.saes.info import sae_info
+from lensplorer.saes.info import SAE, sae_info
 from lensplorer.saes.labels import check_feature, feature_labels, neuronpedia_url
 from lensplorer.saes.site import Site
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @analysis(reads=(), source="Bricken et al. 2023 (SAEs); Dunefsky et al. 2024 (transcoders); sae-lens' encode")
 def feature_activations(
     trace: Trace,
-    sae: Any,
+    sae: SAE,
     *,
     k: int = 10,
     exclude: Sequence[int] | None = None,
@@ -108,7 +108,7 @@ def feature_activations(
 
 @analysis(reads=(), source="Bricken et al. 2023; sae-lens' encode")
 def feature_values(
-    trace: Trace, sae: Any, features: Sequence[int] | int, *, beyond_context: bool = False, cache: FeatureCache | None = None
+    trace: Trace, sae: SAE, features: Sequence[int] | int, *, beyond_context: bool = False, cache: FeatureCache | None = None
 ) -> xr.Dataset:
     """The activation of chosen features at every position, special tokens too.
 
@@ -141,7 +141,7 @@ def feature_values(
 
 @analysis(reads=(), source="Bricken et al. 2023; loss recovered as in Rajamanoharan et al. 2024")
 def splice_fidelity(
-    trace: Trace, sae: Any, *, error_term: bool = False, exclude: Sequence[int] | None = None, beyond_context: bool = False
+    trace: Trace, sae: SAE, *, error_term: bool = False, exclude: Sequence[int] | None = None, beyond_context: bool = False
 ) -> xr.Dataset:
     """What the model still predicts when an SAE's reconstruction takes the place of what it reconstructs.
 
@@ -205,7 +205,7 @@ def splice_fidelity(
 @analysis(reads=(), source="decoder cosine as in Balcells et al. 2024 and Laptev et al. 2025; co-activation as cosine over positions")
 def cross_layer_features(
     trace: Trace,
-    saes: Sequence[Any],
+    saes: Sequence[SAE],
     *,
     position: int = -1,
     k: int = 10,
@@ -327,7 +327,7 @@ def _counted(trace: Trace, exclude: Sequence[int] | None) -> tuple[np.ndarray, s
     return ~left_out, f"{why}: positions {', '.join(map(str, positions))}" if positions else "none"
 
 
-def _codes(trace: Trace, sae: Any, site: Site, cache: FeatureCache | None) -> tuple[Codes, torch.Tensor]:
+def _codes(trace: Trace, sae: SAE, site: Site, cache: FeatureCache | None) -> tuple[Codes, torch.Tensor]:
     """The features of the whole prompt, and what their reconstruction stands for. [position, d_out], float32"""
     source = site.input(trace[site.read].detach())
     target = site.target(trace[site.write].detach())
@@ -336,7 +336,7 @@ def _codes(trace: Trace, sae: Any, site: Site, cache: FeatureCache | None) -> tu
     return codes, target.float()
 
 
-def _labels(trace: Trace, sae: Any, feature: np.ndarray) -> np.ndarray:
+def _labels(trace: Trace, sae: SAE, feature: np.ndarray) -> np.ndarray:
     """The one-line label of each feature shown; empty where there is none. [position, rank]"""
     known, inverse = np.unique(feature, return_inverse=True)  # -1 first, where there is none
     labels = feature_labels(trace.model, sae, known[known >= 0].tolist())

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 
+from lensplorer.arguments import expects
 from lensplorer.errors import AnalysisError
 from lensplorer.running import Hook
 from lensplorer.tokens import token_text
@@ -36,6 +37,7 @@ class Metric:
 MetricLike: TypeAlias = Metric | str | int | tuple[str | int, str | int] | Callable[[torch.Tensor], torch.Tensor]
 
 
+@expects
 def logit_difference(target: str | int, versus: str | int, *, position: int = -1) -> Metric:
     """The metric logit(target) - logit(versus): what both tokens have in common cancels.
 
@@ -53,6 +55,7 @@ def logit_difference(target: str | int, versus: str | int, *, position: int = -1
     return Metric(target, versus, position=position)
 
 
+@expects
 def log_prob(target: str | int, *, position: int = -1) -> Metric:
     """The metric ln p(target), nats.
 

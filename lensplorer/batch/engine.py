@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lensplorer.arguments import expects
 from lensplorer.batch.inputs import Record, open_input
 from lensplorer.batch.plan import Plan, make_plan
 from lensplorer.batch.runner import Runner
@@ -56,6 +57,7 @@ class Report:
     seconds: float
 
 
+@expects
 def run_batch(
     source: str | Path,
     out: str | Path,

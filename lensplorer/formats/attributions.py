@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lensplorer.arguments import expects
 from lensplorer.errors import FormatError
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def without_future(scores: np.ndarray, start: int) -> np.ndarray:
     return scores
 
 
+@expects
 def attributions(
     trace: Trace, matrix: xr.Dataset, *, prompt: str | None = None, generation: Mapping[str, Any] | None = None, timestamp: str | None = None
 ) -> Attributions:

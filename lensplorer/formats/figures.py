@@ -11,10 +11,18 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lensplorer.arguments import expects
 from lensplorer.errors import FormatError, did_you_mean, first_line
+from lensplorer.formats.attributions import Attributions
 from lensplorer.formats.files import write_bytes
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: What ``draw`` gives: an element of HoloViews, or a layout of Panel.
+Element: TypeAlias = Any
 
 FIGURES = (".html", ".svg", ".png")
 
@@ -25,7 +33,8 @@ _PATIENCE = 60_000  # ms
 _EXPORT_SVG = 'Bokeh.index.roots[0].export("svg").ctx.get_serialized_svg(true)'
 
 
-def visualize(result: Any, *, theme: str = "light", **options: Any) -> Any:
+@expects
+def visualize(result: xr.Dataset | Attributions, *, theme: str = "light", **options: Any) -> Any:
     """The figure of a result, for the last line of a notebook's cell.
 
     >>> import lensplorer as lp
@@ -42,12 +51,11 @@ def visualize(result: Any, *, theme: str = "light", **options: Any) -> Any:
     """
     from lensplorer.views import draw
 
-    to_dataset = getattr(result, "to_dataset", None)
-    is_dataset = hasattr(result, "data_vars")
-    return draw(result if is_dataset or to_dataset is None else to_dataset(), theme=theme, **options)
+    return draw(result.to_dataset() if isinstance(result, Attributions) else result, theme=theme, **options)
 
 
-def export_figure(figure: Any, path: str | Path, *, theme: str = "light", title: str | None = None) -> Path:
+@expects
+def export_figure(figure: xr.Dataset | Attributions | Element, path: str | Path, *, theme: str = "light", title: str | None = None) -> Path:
     """Write a figure in the format that the suffix names.
 
     >>> import tempfile
@@ -75,7 +83,7 @@ def export_figure(figure: Any, path: str | Path, *, theme: str = "light", title:
         raise FormatError(f"{path.name!r} names no figure format.{did_you_mean(path.suffix or path.name, FIGURES)}")
     attrs = getattr(figure, "attrs", {})
     title = title or (f"{attrs['analysis']} of {attrs.get('model', '')}" if "analysis" in attrs else path.stem)
-    is_result = hasattr(figure, "data_vars") or hasattr(figure, "to_dataset")
+    is_result = hasattr(figure, "data_vars") or isinstance(figure, Attributions)
     page = figure_page(visualize(figure, theme=theme) if is_result else figure, title=title)
     write_bytes(path, page.encode("utf-8") if path.suffix == ".html" else _drawn(page, path.suffix))
     return path

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lensplorer.arguments import expects
 from lensplorer.errors import FormatError
 from lensplorer.formats.attributions import Attributions
 from lensplorer.formats.files import MAX_BYTES, damaged, read_json, write_bytes
@@ -32,6 +33,7 @@ Wrong = Callable[[str], FormatError]
 # -- writing ---------------------------------------------------------------------------------------------------------------------------
 
 
+@expects
 def write_inseq(path: str | Path, content: Attributions | Sequence[Attributions]) -> None:
     """Write attributions as a file that Inseq opens: ``FeatureAttributionOutput.load(path)``. Packed if the name ends in ``.gz``.
 
@@ -126,6 +128,7 @@ def _packed(values: np.ndarray) -> str:
 # -- reading ---------------------------------------------------------------------------------------------------------------------------
 
 
+@expects
 def read_inseq(path: str | Path, *, max_bytes: int = MAX_BYTES) -> list[Attributions]:
     """The sequences of a file that Inseq wrote, packed or not. Scores kept per step beside those per sequence are not read.
 

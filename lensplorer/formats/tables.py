@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lensplorer.arguments import expects
 from lensplorer.errors import FormatError, did_you_mean
 from lensplorer.formats.files import written_atomically
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 TABLES = (".csv", ".parquet", ".nc")
 
 
+@expects
 def export_table(result: xr.Dataset, path: str | Path) -> Path:
     """Write an analysis' result in the format that the suffix names.
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lensplorer.arguments import expects
 from lensplorer.errors import FormatError
 from lensplorer.formats.attributions import Attributions, text_of_piece
 from lensplorer.formats.files import MAX_BYTES, damaged, read_json, write_bytes
@@ -53,6 +54,7 @@ class _Token(NamedTuple):
 # -- writing ---------------------------------------------------------------------------------------------------------------------------
 
 
+@expects
 def write_tokenlens(path: str | Path, content: Attributions) -> None:
     """Write attributions as TokenLens JSON, whole or not at all.
 
@@ -156,6 +158,7 @@ def _parameters(generation: Mapping[str, Any], n_outputs: int) -> dict[str, str 
 # -- reading ---------------------------------------------------------------------------------------------------------------------------
 
 
+@expects
 def read_tokenlens(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Attributions:
     """Read TokenLens JSON of versions 1.0.0, 1.0.1 and 1.1.0, and the plain form of its README, which has none.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lensplorer.arguments import expects
 from lensplorer.errors import AnalysisError, did_you_mean
 from lensplorer.interventions.checks import check_hook, check_layer, check_writes
 from lensplorer.interventions.values import (
@@ -104,6 +105,7 @@ def _after_first(activation: torch.Tensor) -> torch.Tensor:
     return activation[1:] if len(activation) > 1 else activation
 
 
+@expects
 def ablate(
     *hooks: str, heads: HeadsLike = None, method: str = "zero", reference: Any = None, seed: int = 0, positions: PositionsLike = None
 ) -> Ablation:
@@ -130,6 +132,7 @@ def ablate(
     return Ablation(tuple(hooks), as_heads(heads), Positions.of(positions), method, references, seed if method == "resample" else 0)
 
 
+@expects
 def ablate_head(layer: int, head: HeadsLike, **options: Any) -> Ablation:
     """Ablate one head, or several, of a block: what they read (``hook_z``), before W_O, so that no bias goes with them.
 
@@ -149,6 +152,7 @@ def ablate_head(layer: int, head: HeadsLike, **options: Any) -> Ablation:
     return ablate(f"blocks.{index('layer', layer)}.attn.hook_z", heads=head, **options)
 
 
+@expects
 def ablate_attention(layer: int, **options: Any) -> Ablation:
     """Ablate all that a block's attention adds to the residual stream, its biases and the norm after it included.
 
@@ -165,6 +169,7 @@ def ablate_attention(layer: int, **options: Any) -> Ablation:
     return ablate(f"blocks.{index('layer', layer)}.hook_attn_out", **options)
 
 
+@expects
 def ablate_mlp(layer: int, **options: Any) -> Ablation:
     """Ablate all that a block's MLP adds to the residual stream, its biases and the norm after it included.
 
@@ -181,6 +186,7 @@ def ablate_mlp(layer: int, **options: Any) -> Ablation:
     return ablate(f"blocks.{index('layer', layer)}.hook_mlp_out", **options)
 
 
+@expects
 def ablate_layer(layer: int, **options: Any) -> Ablation:
     """Ablate attention and MLP of a block: with ``method="zero"`` the residual stream passes through it unchanged.
 
@@ -197,6 +203,7 @@ def ablate_layer(layer: int, **options: Any) -> Ablation:
     return ablate(f"blocks.{index('layer', layer)}.hook_attn_out", f"blocks.{layer}.hook_mlp_out", **options)
 
 
+@expects
 def ablate_position(position: PositionsLike, *, layer: int = 0, **options: Any) -> Ablation:
     """Ablate the residual stream of a position, or several, on its way into a block; at block 0, the token itself.
 
@@ -256,6 +263,7 @@ class Patch:
         return f"patch({self.name!r}, {self.reference!r}{where(self.positions)}{heads})"
 
 
+@expects
 def patch(hook: str, trace: Trace | str, *, positions: PositionsLike = None, heads: HeadsLike = None) -> Patch:
     """Put the activation of another run in place of this one's, at the same positions.
 
@@ -299,6 +307,7 @@ class Scale:
         return f"scale({self.name!r}, {self.factor:g}{where(self.positions)}{heads})"
 
 
+@expects
 def scale(hook: str, factor: float, *, positions: PositionsLike = None, heads: HeadsLike = None) -> Scale | Ablation:
     """Multiply an activation by a number.
 
@@ -348,6 +357,7 @@ class KnockOut:
         return f"knock_out_attention({self.layer}, {heads}, {self.sources!r}, {self.queries!r}{option('renormalise', self.renormalise, True)})"
 
 
+@expects
 def knock_out_attention(layer: int, head: HeadsLike, source: PositionsLike, query: PositionsLike = None, *, renormalise: bool = True) -> KnockOut:
     """Keep heads from reading some positions.
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lensplorer.arguments import expects
 from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_editable
 from lensplorer.interventions.values import ALL, Positions, PositionsLike, check_finite, index, where
 from lensplorer.models import LensModel
 from lensplorer.running import Hook
+
+if TYPE_CHECKING:
+    from lensplorer.saes.info import SAE
 
 _SAMPLED_ROWS = 64
 
@@ -38,7 +42,7 @@ class Dictionary:
     sae: Any = field(compare=False)
 
     @classmethod
-    def of(cls, sae: Any) -> Dictionary:
+    def of(cls, sae: SAE) -> Dictionary:
         """
         Raises:
             AnalysisError: it has no encode and decode, or its metadata do not name its hook.
@@ -102,7 +106,8 @@ class FeatureEdit:
         return f"{self.mode}_feature({self.dictionary!r}, {features}, {self.value:g}{where(self.positions)})"
 
 
-def scale_feature(sae: Any, feature: int | Iterable[int], factor: float, *, positions: PositionsLike = None) -> FeatureEdit:
+@expects
+def scale_feature(sae: SAE, feature: int | Iterable[int], factor: float, *, positions: PositionsLike = None) -> FeatureEdit:
     """Multiply the activation of an SAE's or transcoder's feature, the error term kept.
 
     >>> import lensplorer as lp
@@ -124,7 +129,8 @@ def scale_feature(sae: Any, feature: int | Iterable[int], factor: float, *, posi
     return _feature_edit(sae, feature, "scale", factor, positions)
 
 
-def clamp_feature(sae: Any, feature: int | Iterable[int], value: float, *, positions: PositionsLike = None) -> FeatureEdit:
+@expects
+def clamp_feature(sae: SAE, feature: int | Iterable[int], value: float, *, positions: PositionsLike = None) -> FeatureEdit:
     """Set the activation of a feature to a value wherever it is, active or not, the error term kept. Arguments as ``scale_feature``.
 
     >>> import lensplorer as lp
@@ -139,7 +145,8 @@ def clamp_feature(sae: Any, feature: int | Iterable[int], value: float, *, posit
     return _feature_edit(sae, feature, "clamp", value, positions)
 
 
-def ablate_feature(sae: Any, feature: int | Iterable[int], *, positions: PositionsLike = None) -> FeatureEdit:
+@expects
+def ablate_feature(sae: SAE, feature: int | Iterable[int], *, positions: PositionsLike = None) -> FeatureEdit:
     """Take a feature out, the error term kept: ``scale_feature`` by 0.
 
     >>> import lensplorer as lp
@@ -154,7 +161,8 @@ def ablate_feature(sae: Any, feature: int | Iterable[int], *, positions: Positio
     return _feature_edit(sae, feature, "scale", 0.0, positions)
 
 
-def feature_direction(sae: Any, feature: int) -> torch.Tensor:
+@expects
+def feature_direction(sae: SAE, feature: int) -> torch.Tensor:
     """The decoder's row of a feature, to steer with. [d_out]
 
     >>> import lensplorer as lp
@@ -175,7 +183,7 @@ def _features(dictionary: Dictionary, feature: int | Iterable[int]) -> tuple[int
     return features
 
 
-def _feature_edit(sae: Any, feature: int | Iterable[int], mode: str, value: float, positions: PositionsLike) -> FeatureEdit:
+def _feature_edit(sae: SAE, feature: int | Iterable[int], mode: str, value: float, positions: PositionsLike) -> FeatureEdit:
     dictionary = Dictionary.of(sae)
     if mode == "scale" and float(value) == 0:  # taking a feature out is setting it to nothing
         mode = "clamp"

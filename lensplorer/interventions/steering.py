@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lensplorer.arguments import expects
 from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_layer
 from lensplorer.interventions.values import ALL, Positions, PositionsLike, Reference, check_finite, edit, index, option, where
@@ -93,6 +94,7 @@ def _stream(row: int, n_layers: int) -> str:
     return f"blocks.{row}.hook_resid_pre" if row < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
 
 
+@expects
 def steer(
     direction: torch.Tensor | Iterable[float] | tuple[Any, Any],
     layer: int,

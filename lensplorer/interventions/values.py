@@ -21,6 +21,7 @@ from lensplorer.running import Hook, Intervention, run_model
 from lensplorer.segments import is_attention, position_axis
 from lensplorer.tokens import visible
 from lensplorer.trace import Trace, prompt_ids
+from lensplorer.weights import Weights, weights_of
 
 #: A part of an activation, [batch, chosen position, ...] or [batch, chosen position, chosen head, ...], and its absolute positions →
 #: what stands in its place.
@@ -151,7 +152,7 @@ class Reference:
     prompt: tuple[int, ...] | str
     model: str = ""
     interventions: tuple[Intervention, ...] = ()
-    _known: WeakKeyDictionary[Any, dict[str, torch.Tensor]] = field(default_factory=WeakKeyDictionary, compare=False)
+    _known: WeakKeyDictionary[Weights, dict[str, torch.Tensor]] = field(default_factory=WeakKeyDictionary, compare=False)
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -173,7 +174,7 @@ class Reference:
         if not isinstance(source, Trace):
             raise AnalysisError(f"Activations are borrowed from a trace or a text, not from {source!r}.")
         reference = cls(tuple(source.tokens.tolist()), model_key(source.model), source.interventions)
-        reference._known[source.model] = {hook: source[hook].detach().clone() for hook in hooks if hook in source}
+        reference._known[source.weights or weights_of(source.model)] = {hook: source[hook].detach().clone() for hook in hooks if hook in source}
         return reference
 
     @classmethod
@@ -206,7 +207,7 @@ class Reference:
             raise AnalysisError(
                 f"These activations are of {self.model}, and the model that runs is {model_key(model)}: load that one, or trace this one."
             )
-        kept = self._known.setdefault(model, {})
+        kept = self._known.setdefault(weights_of(model), {})
         if hook not in kept:
             ids = prompt_ids(model, self.prompt if isinstance(self.prompt, str) else list(self.prompt))
             run = run_model(model, torch.tensor([ids]), reads=[hook], interventions=self.interventions)

@@ -11,9 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lensplorer.arguments import expects
 from lensplorer.errors import SAEError
 from lensplorer.models import load_model, model_info
-from lensplorer.saes.info import sae_info
+from lensplorer.saes.info import SAE, sae_info
 from lensplorer.saes.site import Site, find_site
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Check:
     remedy: str = ""
 
 
-def audit_sae(model: LensModel, sae: Any, *, trace: Trace | None = None) -> list[Check]:
+@expects
+def audit_sae(model: LensModel, sae: SAE, *, trace: Trace | None = None) -> list[Check]:
     """Compare what ``sae`` was trained on with ``model`` (and with one ``trace``: beginning of text, length).
 
     >>> import lensplorer as lp
@@ -70,7 +72,7 @@ def audit_sae(model: LensModel, sae: Any, *, trace: Trace | None = None) -> list
     return checks
 
 
-def check_sae(model: LensModel, sae: Any, *, trace: Trace | None = None, beyond_context: bool = False) -> Site:
+def check_sae(model: LensModel, sae: SAE, *, trace: Trace | None = None, beyond_context: bool = False) -> Site:
     """The site of ``sae`` in ``model``, or a refusal.
 
     Raises:
@@ -83,7 +85,8 @@ def check_sae(model: LensModel, sae: Any, *, trace: Trace | None = None, beyond_
     return find_site(model, sae)
 
 
-def model_for_sae(sae: Any, *, model: LensModel | None = None, **options: Any) -> Any:
+@expects
+def model_for_sae(sae: SAE, *, model: LensModel | None = None, **options: Any) -> Any:
     """The model that ``sae`` was trained on, loaded as it wants it.
 
     >>> import lensplorer as lp
@@ -156,7 +159,7 @@ def _model_check(wanted: str | None, here: str) -> Check:
     return Check("model", wanted, here, same_model(wanted, here), remedy)
 
 
-def _width_check(model: LensModel, sae: Any, site: Site) -> Check:
+def _width_check(model: LensModel, sae: SAE, site: Site) -> Check:
     cfg, info = model.cfg, sae_info(sae)
     read, write = (_width(cfg, hook, site.head) for hook in (site.read, site.write))
     agrees = None if read is None or write is None else (read, write) == (info.d_in, info.d_out)
@@ -177,7 +180,7 @@ def _width(cfg: Any, hook: str, head: int | None) -> int | None:
     return None
 
 
-def _processing_check(sae: Any, site: Site, processing: str) -> Check:
+def _processing_check(sae: SAE, site: Site, processing: str) -> Check:
     wanted = dict(sae.cfg.metadata.model_from_pretrained_kwargs or {})
     here = f"processing={processing!r}" + (", the mean over d_model taken off" if site.centre_input or site.centre_output else "")
     harmless = _HARMLESS if site.read.rsplit(".", 1)[-1] in ("hook_q", "hook_k", "hook_v", "hook_z") else _HARMLESS | _PER_HEAD
@@ -186,7 +189,7 @@ def _processing_check(sae: Any, site: Site, processing: str) -> Check:
     return Check("weight processing", text, here, not unmet, "Train or choose an SAE for weights without it." if unmet else "")
 
 
-def _normalisation_check(sae: Any) -> Check:
+def _normalisation_check(sae: SAE) -> Check:
     wanted = str(sae.cfg.normalize_activations or "none")
     if wanted in ("expected_average_only_in", "covariance_whitening"):
         remedy = "Its file and release state no such scale, so its inputs cannot be brought to the size that it was trained on."
@@ -194,7 +197,7 @@ def _normalisation_check(sae: Any) -> Check:
     return Check("normalisation", wanted, "none" if wanted == "none" else "by sae-lens, at each position", True)
 
 
-def _architecture_check(sae: Any) -> Check:
+def _architecture_check(sae: SAE) -> Check:
     architecture = sae_info(sae).architecture
     reason = _FEATURES_ONLY_ARCHITECTURES.get(architecture)
     if reason:
@@ -205,7 +208,7 @@ def _architecture_check(sae: Any) -> Check:
     return Check("architecture", architecture, "sae-lens' own encode", True)
 
 
-def _bos_check(sae: Any, trace: Trace) -> Check:
+def _bos_check(sae: SAE, trace: Trace) -> Check:
     wanted = sae.cfg.metadata.prepend_bos
     bos = getattr(trace.model.tokenizer, "bos_token_id", None)
     first = trace.token_texts[0]
@@ -217,7 +220,7 @@ def _bos_check(sae: Any, trace: Trace) -> Check:
     return Check("BOS", expected, f"{first!r} first", begins == bool(wanted), "" if begins == bool(wanted) else remedy)
 
 
-def _context_check(sae: Any, trace: Trace) -> Check:
+def _context_check(sae: SAE, trace: Trace) -> Check:
     longest = sae.cfg.metadata.context_size
     if not longest:
         return Check("context", "not stated", f"{len(trace)} tokens", None)

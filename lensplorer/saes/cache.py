@@ -81,7 +81,7 @@ class FeatureCache:
             self._held.clear()
             self._held_bytes = 0
         for path in self._files():
-            path.unlink(missing_ok=True)
+            _remove(path)
         self._on_disk = 0
 
     # -- memory --------------------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class FeatureCache:
         self._on_disk = total
         for path in self.folder.glob("*/.*.tmp"):
             try:
-                abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+                abandoned = abs(time.time() - path.stat().st_mtime) > _ABANDONED_SECONDS  # the clock may have gone back
             except OSError:
                 continue
             if abandoned:
@@ -221,8 +221,17 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 def _check(codes: Codes) -> None:
     """Refuse arrays that do not belong together: a file cut short or edited."""
+    arrays = {
+        "start": (codes.start, "i"),
+        "feature": (codes.feature, "i"),
+        "activation": (codes.activation, "f"),
+        "error": (codes.squared_error, "f"),
+    }
+    for name, (array, kind) in arrays.items():
+        if array.ndim != 1 or array.dtype.kind != kind:
+            raise ValueError(f"its {name} is {array.dtype}, of {array.ndim} dimensions")
     active = len(codes.feature)
-    if codes.start.ndim != 1 or len(codes.start) == 0 or codes.start[0] != 0 or codes.start[-1] != active or (np.diff(codes.start) < 0).any():
+    if len(codes.start) == 0 or codes.start[0] != 0 or codes.start[-1] != active or (np.diff(codes.start) < 0).any():
         raise ValueError("its positions do not fit its features")
     if len(codes.activation) != active or len(codes.squared_error) != codes.n_positions:
         raise ValueError("its arrays differ in length")

@@ -11,17 +11,26 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lensplorer.arguments import expected
 from lensplorer.errors import SAEError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: An SAE or transcoder of sae-lens, or another object with its ``encode``, ``decode``, ``W_dec`` and ``cfg``.
+SAE: TypeAlias = Any
+
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 #: What sae-lens says aloud when it loads, and our audit decides instead.
-_ALREADY_AUDITED = (".*non-empty model_from_pretrained_kwargs.*", ".*norm_scaling_factor not found.*", ".*summing all decoders together.*")
+_ALREADY_AUDITED = (
+    ".*non-empty model_from_pretrained_kwargs.*",
+    ".*norm_scaling_factor not found.*",
+    ".*summing all decoders together.*",
+    ".*zero-element tensors.*",
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class SAEInfo:
     reconstructs: bool = True
 
 
-def sae_info(sae: Any) -> SAEInfo:
+def sae_info(sae: SAE) -> SAEInfo:
     """The ``SAEInfo`` of an SAE, made from its configuration when it was not loaded by ``load_sae``.
 
     >>> import lensplorer as lp
@@ -69,10 +78,14 @@ def sae_info(sae: Any) -> SAEInfo:
     'blocks.2.hook_resid_pre'
 
     Raises:
-        SAEError: it is no SAE of sae-lens, or its metadata name no hook.
+        ArgumentError: it is no SAE.
+        SAEError: its metadata name no hook.
     """
     info = getattr(sae, "lensplorer_info", None)
-    return info if info is not None else describe(sae)
+    if isinstance(info, SAEInfo):
+        return info
+    expected("sae_info", "sae", "SAE", sae)
+    return describe(sae)
 
 
 def describe(sae: Any, *, name: str | None = None, **facts: Any) -> SAEInfo:
@@ -81,6 +94,7 @@ def describe(sae: Any, *, name: str | None = None, **facts: Any) -> SAEInfo:
     metadata = getattr(cfg, "metadata", None)
     if metadata is None or not hasattr(sae, "encode"):
         raise SAEError(f"Expected an SAE of sae-lens (from load_sae), got {type(sae).__name__}.")
+    _check_settings(cfg, metadata, name or sae.get_name())
     hook = metadata.hook_name
     if not hook:
         raise SAEError(f"The SAE {name or sae.get_name()!r} does not say which activation it reads: give it as hook='blocks.8.hook_resid_pre'.")
@@ -97,6 +111,34 @@ def describe(sae: Any, *, name: str | None = None, **facts: Any) -> SAEInfo:
         d_sae=int(cfg.d_sae),
         **{"neuronpedia_id": metadata.neuronpedia_id or None, **facts},
     )
+
+
+def _check_settings(cfg: Any, metadata: Any, name: str) -> None:
+    """A file may say anything, and sae-lens takes it as it is.
+
+    Raises:
+        SAEError: a setting is of another type, or out of range.
+    """
+    d_sae = cfg.d_sae
+    whole = {"d_in": cfg.d_in, "d_sae": d_sae}
+    if cfg.architecture() == "topk":
+        whole["k"] = cfg.k
+    for key, value in whole.items():
+        most = d_sae if key == "k" else None
+        if type(value) is not int or value < 1 or (most is not None and value > most):
+            raise SAEError(f"The SAE {name!r} has {key} = {value!r}: expected a whole number from 1{f' to {most}, its features' if most else ''}.")
+    for key, (kind, wanted) in _METADATA.items():
+        value = getattr(metadata, key, None)
+        if value is not None and not isinstance(value, kind):
+            raise SAEError(f"The SAE {name!r} has {key} = {value!r}: expected {wanted}.")
+
+
+_METADATA: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("hook_name", "hook_name_out", "hf_hook_name", "model_name", "neuronpedia_id"), (str, "a text")),
+    **dict.fromkeys(("context_size", "hook_head_index"), (int, "a whole number")),
+    "prepend_bos": (bool, "true or false"),
+    "model_from_pretrained_kwargs": (dict, "a table of options"),
+}
 
 
 def sae_lens() -> Any:

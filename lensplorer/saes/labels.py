@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lensplorer.analyses.unembedding import read_norm
-from lensplorer.errors import FormatError, SAEError
+from lensplorer.arguments import expects
+from lensplorer.errors import FormatError, SAEError, first_line
 from lensplorer.formats.files import read_bytes
 from lensplorer.saes.feature_files import read_feature_notes
-from lensplorer.saes.info import SAEInfo, sae_info
+from lensplorer.saes.info import SAE, SAEInfo, sae_info
 from lensplorer.saes.site import find_site
 from lensplorer.tokens import token_texts, visible
 
@@ -57,7 +58,8 @@ class FeatureLabel:
     url: str | None = None
 
 
-def feature_labels(model: LensModel, sae: Any, features: Iterable[int], *, tokens: int = 8) -> list[FeatureLabel]:
+@expects
+def feature_labels(model: LensModel, sae: SAE, features: Iterable[int], *, tokens: int = 8) -> list[FeatureLabel]:
     """What features are about, in the order given.
 
     >>> import lensplorer as lp
@@ -90,7 +92,7 @@ def feature_labels(model: LensModel, sae: Any, features: Iterable[int], *, token
     return [found[feature] for feature in wanted]
 
 
-def promoted_tokens(model: LensModel, sae: Any, features: Sequence[int], *, tokens: int = 8) -> list[list[str]]:
+def promoted_tokens(model: LensModel, sae: SAE, features: Sequence[int], *, tokens: int = 8) -> list[list[str]]:
     """The tokens that each feature's direction promotes most, best first.
 
     Raises:
@@ -112,7 +114,7 @@ def promoted_tokens(model: LensModel, sae: Any, features: Sequence[int], *, toke
     return [token_texts(model.tokenizer, row) for row in torch.cat(best).tolist()]
 
 
-def stored_labels(sae: Any) -> Mapping[int, Mapping[str, Any]] | None:
+def stored_labels(sae: SAE) -> Mapping[int, Mapping[str, Any]] | None:
     """The labels stored beside an SAE or given with it, by feature; None if there are none. A file of other programs may hold a few features only.
 
     Raises:
@@ -121,7 +123,10 @@ def stored_labels(sae: Any) -> Mapping[int, Mapping[str, Any]] | None:
     info = sae_info(sae)
     if info.labels_path is None:
         return None
-    source, entries = _read_labels(info.labels_path)
+    try:
+        source, entries = _read_labels(info.labels_path)
+    except FileNotFoundError:  # its folder was removed meanwhile
+        return None
     _check_fit(info, source, entries)
     return entries
 
@@ -140,12 +145,16 @@ def _check_fit(info: SAEInfo, source: str | None, entries: Mapping[int, Mapping[
 def _read_labels(path: Path) -> tuple[str | None, dict[int, dict[str, Any]]]:
     """Which SAE the labels say they are of, and an entry {label, promotes, examples, density} by feature."""
     try:
+        if not path.exists():
+            raise FileNotFoundError(path)
         own = json.loads(read_bytes(path)) if path.suffix == ".json" else None
         if isinstance(own, dict) and isinstance(own.get("features"), list):
+            if not all(isinstance(entry, dict) for entry in own["features"]):
+                raise SAEError(f"The labels {str(path)!r} are damaged: expected a table for each feature. Remove the file.")
             return _OWN, dict(enumerate(own["features"]))
         notes = read_feature_notes(path)
     except (FormatError, ValueError, RecursionError) as error:
-        raise SAEError(f"The labels {str(path)!r} cannot be read: {error}") from error
+        raise SAEError(f"The labels {str(path)!r} cannot be read: {first_line(error)} Remove the file.") from error
     said = {feature: found for feature, found in notes.features.items() if found.label or found.promotes or found.examples}
     return notes.source, {feature: asdict(found) for feature, found in said.items()}
 
@@ -155,15 +164,19 @@ def _stored(path: Path, neuronpedia_id: str | None, tokens: int) -> dict[int, Fe
     """The labels of a file, by feature. Cost: 10 µs a feature, once."""
     labels = {}
     for feature, entry in _read_labels(path)[1].items():
-        promotes = tuple(entry.get("promotes", ()))[:tokens]
-        examples = tuple((str(text), float(value)) for text, value in entry.get("examples", ()))
+        try:
+            promotes = tuple(map(str, entry.get("promotes", ())))[:tokens]
+            examples = tuple((str(text), float(value)) for text, value in entry.get("examples", ()))
+            density = None if entry.get("density") is None else float(entry["density"])
+        except (TypeError, ValueError) as error:
+            raise SAEError(f"The label of feature {feature} in {str(path)!r} is damaged: {first_line(error)}. Remove the file.") from error
         text = entry.get("label") or " ".join(visible(token) for token in promotes[:_SHOWN]) or (examples[0][0] if examples else "never fires")
         url = neuronpedia_url(neuronpedia_id, feature)
-        labels[feature] = FeatureLabel(feature, str(text), "stored", promotes, examples, entry.get("density"), url)
+        labels[feature] = FeatureLabel(feature, str(text), "stored", promotes, examples, density, url)
     return labels
 
 
-def check_feature(sae: Any, feature: int) -> int:
+def check_feature(sae: SAE, feature: int) -> int:
     """``feature`` if the SAE has it.
 
     Raises:
@@ -186,7 +199,7 @@ def neuronpedia_url(neuronpedia_id: str | None, feature: int | None = None) -> s
     return f"https://www.neuronpedia.org/{neuronpedia_id}" + (f"/{feature}" if feature is not None else "")
 
 
-def _to_stream(model: LensModel, sae: Any, directions: torch.Tensor) -> torch.Tensor:
+def _to_stream(model: LensModel, sae: SAE, directions: torch.Tensor) -> torch.Tensor:
     """Decoder directions as they enter the residual stream; those of an SAE of attention heads go through W_O. [feature, d_model]"""
     site = find_site(model, sae)
     if site.write.endswith(".attn.hook_z"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lensplorer.arguments import expects
 from lensplorer.config import load_config
 from lensplorer.errors import SAEError
 from lensplorer.models import resolve_device, resolve_dtype
@@ -18,6 +19,7 @@ from lensplorer.saes.raw import RawSource, load_raw
 from lensplorer.saes.registry import BUILT_IN, check_id, directory
 
 
+@expects
 def load_sae(
     release: str | None = None,
     sae_id: str | None = None,
@@ -90,6 +92,7 @@ def load_sae(
     return _with_labels(_from_release(release, str(sae_id), revision, device, dtype, model_name, layer), labels)
 
 
+@expects
 def load_sae_config(path: str | Path, *, device: str = "cpu", dtype: str | torch.dtype = "float32") -> list[Any]:
     """Every SAE that a configuration file lists under ``[[sae]]``, in its order.
 
@@ -218,7 +221,8 @@ def _finished(sae: Any, name: str, model_name: str | None, layer: int | None, **
 def _with_labels(sae: Any, labels: str | Path | None) -> Any:
     if labels is not None:
         sae.lensplorer_info = replace(sae.lensplorer_info, labels_path=Path(labels).expanduser())
-        stored_labels(sae)  # what is wrong with them is said now
+        if stored_labels(sae) is None:  # what is wrong with them is said now
+            raise SAEError(f"The labels cannot be read: there is no file or folder {str(labels)!r}.")
     return sae
 
 

@@ -20,10 +20,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 
-from lensplorer.errors import SAEError
+from lensplorer.errors import SAEError, first_line
 from lensplorer.saes.hub import fetch, fetch_if_there
 from lensplorer.saes.info import quiet_sae_lens, sae_lens
 
@@ -158,12 +159,12 @@ def read_tensors(path: Path, name: str) -> dict[str, torch.Tensor]:
         elif path.suffix == ".npz":
             import numpy as np
 
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         else:
             raise SAEError(f"{name!r} is neither .safetensors nor .npz; pickled weights (.pt, .bin) can run code and are not read.")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SAEError(f"The weights {name!r} cannot be read: {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile, SafetensorError) as error:
+        raise SAEError(f"The weights {name!r} cannot be read: {first_line(error)}") from error
     found = {_NAMES.get(key, _NAMES.get(key.lower(), key)): tensor for key, tensor in tensors.items()}
     if "affine_skip_connection" in found:
         found["W_skip"] = found.pop("affine_skip_connection").T
@@ -226,10 +227,11 @@ def _with_cfg_json(source: RawSource, path: Path) -> RawSource:
         return source
     try:
         config = json.loads(found.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise SAEError(f"The cfg.json of {source.name!r} cannot be read: {error}") from error
-    metadata = {**config, **config.get("metadata", {})}
-    k = config.get("k") or (config.get("activation_fn_kwargs") or {}).get("k")
+        metadata = {**config, **config.get("metadata", {})}
+    except (ValueError, OSError, RecursionError, TypeError, AttributeError) as error:
+        raise SAEError(f"The cfg.json of {source.name!r} cannot be read: {first_line(error)}") from error
+    arguments = config.get("activation_fn_kwargs")
+    k = config.get("k") or (arguments.get("k") if isinstance(arguments, dict) else None)
     architecture = config.get("architecture") or ("topk" if k else None)
     if k and architecture in ("standard", "topk", None):
         architecture = "topk"
@@ -259,8 +261,8 @@ def _with_config_yaml(source: RawSource, path: Path) -> RawSource:
 
     try:
         config = yaml.safe_load(found.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError) as error:
-        raise SAEError(f"The config.yaml of {source.name!r} cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        raise SAEError(f"The config.yaml of {source.name!r} cannot be read: {first_line(error)}") from error
     if not isinstance(config, dict) or "feature_input_hook" not in config:
         return source
     return _fill(
@@ -277,7 +279,14 @@ def _with_known(source: RawSource) -> RawSource:
 
 
 def _fill(source: RawSource, **facts: Any) -> RawSource:
-    """``source`` with facts added where nothing was said before."""
+    """``source`` with facts added where nothing was said before.
+
+    Raises:
+        SAEError: a text is none.
+    """
+    for key in ("hook", "hook_out", "architecture", "model_name"):
+        if not isinstance(facts.get(key), (str, type(None))):
+            raise SAEError(f"What is said beside {source.name!r} has {key} = {facts[key]!r}: expected a text.")
     return replace(source, **{key: value for key, value in facts.items() if getattr(source, key) is None and value is not None})
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from lensplorer.errors import SAEError, did_you_mean, nearest
+from lensplorer.arguments import expects
+from lensplorer.errors import LensplorerError, SAEError, did_you_mean, first_line, nearest
 from lensplorer.saes.info import sae_lens
 from lensplorer.storyworld import DATA
 
@@ -41,12 +44,31 @@ def built_in_ids(release: str) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if (entry / "cfg.json").is_file())
 
 
-def directory() -> dict[str, Any]:
-    """sae-lens' own registry: release → its lookup table."""
-    sae_lens()
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+@contextmanager
+def _registry_errors() -> Iterator[None]:
+    """What a registry that is damaged, or of another version of sae-lens, makes of those who read it."""
+    try:
+        yield
+    except LensplorerError:
+        raise
+    except Exception as error:  # it is a file like any other
+        raise SAEError(
+            f"The registry of sae-lens cannot be read ({type(error).__name__}: {first_line(error)}): install sae-lens again."
+            " An SAE in a folder or file needs no registry."
+        ) from error
 
-    return get_pretrained_saes_directory()
+
+def directory() -> dict[str, Any]:
+    """sae-lens' own registry: release → its lookup table.
+
+    Raises:
+        SAEError: sae-lens is not installed, or its registry cannot be read.
+    """
+    sae_lens()
+    with _registry_errors():
+        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+        return dict(get_pretrained_saes_directory())
 
 
 def releases() -> list[str]:
@@ -97,6 +119,7 @@ def _suggestion(release: str, known: Any) -> str:
     return f" Did you mean {' or '.join(map(repr, containing[:3]))}?" if release and containing else did_you_mean(release, [*BUILT_IN, *known])
 
 
+@expects
 def search_saes(text: str = "", *, model: LensModel | None = None) -> pd.DataFrame:
     """The published SAEs whose release, id, model or repository holds every word of ``text``.
 
@@ -163,27 +186,26 @@ def _haystack() -> list[str]:
 def _table() -> pd.DataFrame:
     import pandas as pd
 
-    rows = []
-    for release, folder in BUILT_IN.items():
-        rows += [_built_in_row(release, sae_id, folder / sae_id) for sae_id in built_in_ids(release)]
-    for release, lookup in directory().items():
-        for sae_id, path in lookup.saes_map.items():
-            hook = hook_of(lookup, sae_id, path)
-            rows.append(
-                {
-                    "release": release,
-                    "sae_id": sae_id,
-                    "model": lookup.model,
-                    "hook": hook,
-                    "layer": _layer_of(hook, sae_id),
-                    "width": width_of(release, sae_id, path, str(lookup.neuronpedia_id.get(sae_id) or "")),
-                    "l0": lookup.expected_l0.get(sae_id) or None,
-                    "neuronpedia_id": lookup.neuronpedia_id.get(sae_id) or "",
-                    "repo_id": lookup.repo_id,
-                }
-            )
+    rows = [_built_in_row(release, sae_id, folder / sae_id) for release, folder in BUILT_IN.items() for sae_id in built_in_ids(release)]
+    with _registry_errors():
+        rows += [_row(release, lookup, sae_id, path) for release, lookup in directory().items() for sae_id, path in lookup.saes_map.items()]
     table = pd.DataFrame(rows)
     return table.astype({"layer": "Int64", "width": "Int64", "l0": "Float64"})
+
+
+def _row(release: str, lookup: Any, sae_id: str, path: str) -> dict[str, Any]:
+    hook = hook_of(lookup, sae_id, path)
+    return {
+        "release": release,
+        "sae_id": sae_id,
+        "model": lookup.model,
+        "hook": hook,
+        "layer": _layer_of(hook, sae_id),
+        "width": width_of(release, sae_id, path, str(lookup.neuronpedia_id.get(sae_id) or "")),
+        "l0": lookup.expected_l0.get(sae_id) or None,
+        "neuronpedia_id": lookup.neuronpedia_id.get(sae_id) or "",
+        "repo_id": lookup.repo_id,
+    }
 
 
 def _built_in_row(release: str, sae_id: str, folder: Path) -> dict[str, Any]:

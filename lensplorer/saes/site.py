@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lensplorer.analyses.unembedding import read_norm
+from lensplorer.arguments import expects
 from lensplorer.errors import SAEError, did_you_mean
 from lensplorer.models import model_info
 from lensplorer.running import hook_names
-from lensplorer.saes.info import sae_info
+from lensplorer.saes.info import SAE, sae_info
 
 if TYPE_CHECKING:
     from lensplorer.models import LensModel
@@ -94,7 +95,7 @@ class Site:
         return reconstruction.reshape(activation.shape)
 
 
-def find_site(model: LensModel, sae: Any) -> Site:
+def find_site(model: LensModel, sae: SAE) -> Site:
     """Where ``sae`` meets ``model``.
 
     Raises:
@@ -107,6 +108,9 @@ def find_site(model: LensModel, sae: Any) -> Site:
     site = replace(site, write=_output_hook(model, info.hook_out) if info.hook_out else site.read)
     centred = bool(wanted.get("center_writing_weights")) and _is_layer_norm(model)
     head = metadata.hook_head_index
+    n_heads = int(model.cfg.n_heads)
+    if head is not None and not 0 <= head < n_heads:
+        raise SAEError(f"The SAE {info.name!r} reads head {head}, and {model_info(model).name!r} has heads 0 to {n_heads - 1}.")
     joins_itself = sae.cfg.reshape_activations != "none"
     return replace(
         site,
@@ -118,7 +122,8 @@ def find_site(model: LensModel, sae: Any) -> Site:
     )
 
 
-def sae_reads(model: LensModel, saes: Any | Iterable[Any]) -> tuple[str, ...]:
+@expects
+def sae_reads(model: LensModel, saes: SAE | Iterable[SAE]) -> tuple[str, ...]:
     """The activations that features of these SAEs need: ``run_trace(model, prompt, reads=sae_reads(model, saes))``.
 
     >>> import lensplorer as lp
@@ -134,7 +139,7 @@ def sae_reads(model: LensModel, saes: Any | Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for site in sites for name in (site.read, site.write)))
 
 
-def _input_site(model: LensModel, sae: Any, wanted: dict[str, Any]) -> Site:
+def _input_site(model: LensModel, sae: SAE, wanted: dict[str, Any]) -> Site:
     info, names = sae_info(sae), hook_names(model)
     hook = re.sub(r"^(blocks\.\d+)\.hook_([qkvz])$", r"\1.attn.hook_\2", info.hook)
     before_norm = str(sae.cfg.metadata.hf_hook_name or "").endswith("layernorm.output")

@@ -46,7 +46,7 @@ class Constraint:
     text: str
 
     def __post_init__(self) -> None:
-        kind = _ALIASES.get(self.kind, self.kind)
+        kind = _ALIASES.get(self.kind, self.kind) if isinstance(self.kind, str) else None
         if kind not in KINDS:
             raise SamplingError(f"Unknown kind of constraint {self.kind!r}.{did_you_mean(str(self.kind), KINDS)}")
         if not isinstance(self.text, str):

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 from lensplorer.errors import Cancelled, LensplorerError
+from lensplorer.hosts import is_loopback
 from lensplorer.locks import holds_a_lock
-from lensplorer.server.settings import is_loopback
 from lensplorer.watching import watching
 
 T = TypeVar("T")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lensplorer.arguments import expects
 from lensplorer.errors import AnalysisError, did_you_mean
 from lensplorer.tokens import visible
 
@@ -34,6 +35,7 @@ def view(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
+@expects
 def draw(result: xr.Dataset, *, theme: str = "dark", **options: Any) -> Any:
     """The HoloViews element that shows an analysis' result.
 

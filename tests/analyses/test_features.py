@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lensplorer.analyses.features import cross_layer_features, feature_activations, special_positions, splice_fidelity
-from lensplorer.errors import AnalysisError, SAEError, TraceError
+from lensplorer.errors import AnalysisError, ArgumentError, SAEError, TraceError
 from lensplorer.saes import FeatureCache, check_sae, encode, encode_and_decode, sae_reads
 from lensplorer.saes.info import sae_lens
 from lensplorer.trace import run_trace
@@ -270,7 +270,7 @@ def test_bad_options_are_refused(gpt2, trace):
         feature_activations(trace, sae, k=0)
     with pytest.raises(TraceError, match="Position 99 is outside"):
         feature_activations(trace, sae, exclude=[99])
-    with pytest.raises(SAEError, match="Expected an SAE of sae-lens"):
+    with pytest.raises(ArgumentError, match="wants an SAE as sae"):
         feature_activations(trace, "gpt2-small-res-jb")
 
 
