@@ -145,8 +145,10 @@ LINKS = (
 def test_hostile_texts_of_a_link(browser, any_door):
     for query in LINKS:
         tab = Tab(browser, f"http://localhost:{any_door.port}/explorer", query="?" + urlencode(query))
-        tab.page.locator('.lensplorer[data-ready="true"]').wait_for()
-        tab.settle()
+        if "model" in query:
+            tab.page.get_by_text("onerror").first.wait_for()  # why it is not loaded names it
+        else:
+            tab.ready()
         harmless(tab)
         tab.close()
 
