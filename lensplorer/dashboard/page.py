@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import secrets
@@ -300,7 +301,8 @@ class Desk:
         if self._loop is None or self._doc is None or self._doc.session_context is None:
             self._show()
         else:
-            self._loop.call_soon_threadsafe(self._loop.call_later, within, self._take)
+            with contextlib.suppress(RuntimeError):  # the server has ended, and its loop with it
+                self._loop.call_soon_threadsafe(self._loop.call_later, within, self._take)
 
     def _take(self) -> None:
         """On the server's thread: show it once the document is free. A callback added to the document while it holds its events would be lost."""

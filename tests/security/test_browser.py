@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlencode
 
 import pytest
@@ -20,11 +23,37 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(params=["explore", "serve", "panel"])
+@pytest.fixture(scope="module", params=["explore", "serve", "panel"])
 def any_door(request, tmp_path_factory):
     served = Door(request.param, data=tmp_path_factory.mktemp("data"))
     yield served
     served.stop()
+
+
+@pytest.fixture
+def site():
+    """(html) → the address of another site's page, on a server of its own that answers anything with it."""
+    servers = []
+
+    def serve(html: str, kind: str = "text/html") -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.end_headers()
+                self.wfile.write(html.encode())
+
+            def log_message(self, *arguments):
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://{EVIL}:{servers[-1].server_address[1]}/"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 def attack(page, port: int) -> dict:
@@ -49,17 +78,18 @@ def attack(page, port: int) -> dict:
     )
 
 
-def test_a_page_of_another_site_gets_nothing(fooled, door):
+def test_a_page_of_another_site_gets_nothing(fooled, door, site):
     """Under the name of the other site, which stands for this machine, and under this machine's own names."""
     page = fooled.new_page()
     page.set_default_timeout(PATIENCE)
     assert page.goto(f"http://localhost:{door.port}/explorer").status == 200  # the browser can
     refused = page.goto(f"http://{EVIL}:{door.port}/explorer")
     assert refused.status == 403 and page.locator(".lensplorer").count() == 0
-    page.route(f"http://{EVIL}/**", lambda route: route.fulfill(body="<p>a page of another site", content_type="text/html"))
-    page.goto(f"http://{EVIL}/")
+    page.goto(site("<p>a page of another site"))
+    lax = int(site("1", "text/javascript").rpartition(":")[2].strip("/"))
+    assert attack(page, lax)["script 127.0.0.1"] == "loaded"  # where nothing stands in the way
     got = attack(page, door.port)
-    assert set(got.values()) <= {"refused", 403}, got
+    assert set(got.values()) == {"refused"}, got
     page.close()
 
 
@@ -76,13 +106,12 @@ def test_panel_serve_shows_a_page_of_another_name_one_sentence(fooled, panel):
     page.close()
 
 
-def test_framed_by_another_site_it_shows_nothing(fooled, any_door):
+def test_framed_by_another_site_it_shows_nothing(fooled, any_door, site):
     page = fooled.new_page()
     page.set_default_timeout(PATIENCE)
     frame = f"<iframe src='http://localhost:{any_door.port}/explorer' width=900 height=700></iframe>"
-    page.route(f"http://{EVIL}/**", lambda route: route.fulfill(body=frame, content_type="text/html"))
     with page.expect_response(f"http://localhost:{any_door.port}/explorer") as answered:
-        page.goto(f"http://{EVIL}/")
+        page.goto(site(frame))
     shown = page.frame_locator("iframe")
     if any_door.kind == "panel":
         shown.get_by_text("not show or load it as a part of themselves").wait_for()
@@ -102,13 +131,26 @@ def harmless(tab: Tab) -> None:
     assert not ran, ran
 
 
-@pytest.mark.parametrize("query", [{"prompt": HOSTILE}, {"model": HOSTILE}, {"model": "./" + HOSTILE}, {"view": HOSTILE, "prompt": "a"}, {"ids": HOSTILE}, {"ids": "9" * 5001}, {"cursor": HOSTILE}, {"prompt": "a\0b"}])  # fmt: skip
-def test_hostile_texts_of_a_link(browser, any_door, query):
-    tab = Tab(browser, f"{any_door.url.replace('127.0.0.1', 'localhost')}/explorer", query="?" + urlencode(query))
-    tab.page.locator('.lensplorer[data-ready="true"]').wait_for()
-    tab.settle()
-    harmless(tab)
-    tab.close()
+LINKS = (
+    {"prompt": HOSTILE},
+    {"model": HOSTILE},
+    {"model": f"./{HOSTILE}"},
+    {"view": HOSTILE, "prompt": "a"},
+    {"ids": HOSTILE},
+    {"ids": "9" * 5001},
+    {"cursor": HOSTILE, "prompt": "a\0b"},
+)
+
+
+def test_hostile_texts_of_a_link(browser, any_door):
+    for query in LINKS:
+        tab = Tab(browser, f"http://localhost:{any_door.port}/explorer", query="?" + urlencode(query))
+        if "model" in query:
+            tab.page.get_by_text("onerror").first.wait_for()  # why it is not loaded names it
+        else:
+            tab.ready()
+        harmless(tab)
+        tab.close()
 
 
 def test_hostile_texts_that_are_typed(browser, door):
@@ -132,12 +174,10 @@ def test_hostile_tokens_and_a_hostile_folder(browser, tmp_path):
     """A model whose folder and whose vocabulary are hostile: both stand on the page."""
     folder = tiny.save("gpt2", tmp_path / "<img src=x onerror=window.stolen=1>")
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    import json
-
     content = json.loads(text)
     vocabulary = content["model"]["vocab"]
     longest = max((word for word in vocabulary if word.isalpha()), key=len)
-    evil = "<imgΓsrc=x>" if False else "<script>window.stolen=1</script>"
+    evil = "<script>window.stolen=1</script>"
     content["model"]["vocab"] = {(evil if word == longest else word): index for word, index in vocabulary.items()}
     content["model"]["merges"] = [
         pair for pair in content["model"].get("merges", []) if longest not in ("".join(pair) if isinstance(pair, list) else pair.replace(" ", ""))
