@@ -3,10 +3,10 @@
     python tests/benchmarks/bench_server.py --seconds 60
     python tests/benchmarks/bench_server.py --seconds 60 --model .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-First one client alone: previews, steps and lenses of short prompts, on an idle server. Then the same beside a long analysis, which yields between two
-runs of the model: so the run under way is waited for, and no more. Then 24 of the clients do as the first, with a second between an answer and the
-next request, for a quarter of the time given. Then all at once, for that time: beside the 24, one asks for one long analysis after another, and 25 ask
-for long ones every few seconds and hang up within one.
+First one client alone: previews, steps and lenses of short prompts, on an idle server. Then the same beside a long analysis, which yields between
+two runs of the model: so the run under way is waited for, and no more. Then 24 of the clients do as the first, with a second between an answer and
+the next request, for a quarter of the time given. Then all at once, for that time: beside the 24, one asks for one long analysis after another, and
+25 ask for long ones every few seconds and hang up within one.
 """
 
 from __future__ import annotations
