@@ -3,10 +3,10 @@
     python tests/benchmarks/bench_server.py --seconds 60
     python tests/benchmarks/bench_server.py --seconds 60 --model .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-First one client alone: previews, steps and lenses of short prompts, on an idle server. Then the same beside a long analysis, which yields between two
-runs of the model: so the run under way is waited for, and no more. Then 24 of the clients do as the first, with a second between an answer and the
-next request, for a quarter of the time given. Then all at once, for that time: beside the 24, one asks for one long analysis after another, and 25 ask
-for long ones every few seconds and hang up within one.
+First one client alone: previews, steps and lenses of short prompts, on an idle server. Then the same beside a long analysis, which yields between
+two runs of the model: so the run under way is waited for, and no more. Then 24 of the clients do as the first, with a second between an answer and
+the next request, for a quarter of the time given. Then all at once, for that time: beside the 24, one asks for one long analysis after another, and
+25 ask for long ones every few seconds and hang up within one.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ async def leave(client: httpx.AsyncClient, seen: Seen, number: int, sentences: i
             seen.left += 1
 
 
-async def alone(url: str, sentences: int, *, beside_long: bool) -> list[float]:
-    """Seconds of the short requests of one client."""
-    seen, rng = Seen(), random.Random(0)
+async def alone(url: str, seconds: float, sentences: int, *, beside_long: bool) -> list[float]:
+    """What the short requests of one client take, in seconds; fewer where they take long."""
+    seen, rng, until = Seen(), random.Random(0), time.perf_counter() + seconds
     async with httpx.AsyncClient(base_url=url, timeout=600) as client, httpx.AsyncClient(base_url=url, timeout=600) as other:
         for _ in range(5):
             await ask_short(client, Seen(), 0, rng)
@@ -137,6 +137,8 @@ async def alone(url: str, sentences: int, *, beside_long: bool) -> list[float]:
         for _ in range(ALONE):
             await asyncio.sleep(rng.uniform(0.02, 0.1))  # not in step with the runs
             await ask_short(client, seen, 0, rng)
+            if time.perf_counter() > until:
+                break
         if task is not None:
             task.cancel()
     return seen.waits[0]
@@ -180,19 +182,20 @@ def main() -> None:
     staying: list[Callable[..., Any]] = [stay] * (given.clients - given.clients // 2 - 1)
     process, url = start(given.model)
     try:
-        idle = asyncio.run(alone(url, given.sentences, beside_long=False))
-        beside = asyncio.run(alone(url, given.sentences, beside_long=True))
+        idle = asyncio.run(alone(url, given.seconds, given.sentences, beside_long=False))
+        print(f"short requests, idle server:          {milliseconds(idle)}", flush=True)
+        beside = asyncio.run(alone(url, given.seconds, given.sentences, beside_long=True))
+        print(f"  beside one long analysis:           {milliseconds(beside)}; median {times(beside, idle)}", flush=True)
         some, _ = asyncio.run(crowd(url, process.pid, staying, given.seconds / 4, given.sentences))
+        few = list(chain.from_iterable(some.waits.values()))
+        print(f"  among {len(staying)} clients that do the same:  {milliseconds(few)}; median {times(few, idle)}", flush=True)
         everybody = [*staying, stay_long, *([leave] * (given.clients // 2))]
         seen, memory = asyncio.run(crowd(url, process.pid, everybody, given.seconds, given.sentences))
+        waits = list(chain.from_iterable(seen.waits.values()))
+        print(f"  and among all {given.clients}:                   {milliseconds(waits)}; median {times(waits, idle)}")
     finally:
         process.terminate()
         process.wait(60)
-    few, waits = (list(chain.from_iterable(each.waits.values())) for each in (some, seen))
-    print(f"short requests, idle server:          {milliseconds(idle)}")
-    print(f"  beside one long analysis:           {milliseconds(beside)}; median {times(beside, idle)}")
-    print(f"  among {len(staying)} clients that do the same:  {milliseconds(few)}; median {times(few, idle)}")
-    print(f"  and among all {given.clients}:                   {milliseconds(waits)}; median {times(waits, idle)}")
     answers = [len(seen.waits.get(number, [])) for number in range(len(staying))]
     print(f"answers to short requests: {len(waits)}, by client {min(answers)} to {max(answers)}; long analyses to their end: {seen.long}")
     print(f"requests whose client left: {seen.left}; statuses: {dict(seen.statuses)}")
