@@ -54,6 +54,11 @@ def _is_several(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) and not hasattr(value, "cfg")
 
 
+def _all(values: Iterable[Any], fits: Callable[[Any], bool]) -> bool:
+    """Whether all of several values fit; what may be gone through only once is not looked into, nor an array."""
+    return not isinstance(values, (list, tuple)) or all(map(fits, values))
+
+
 _KINDS: dict[str, Kind] = {
     "LensModel": Kind("a model", "a model", lambda value: hasattr(value, "cfg") and hasattr(value, "tokenizer"), "load_model(name) loads one"),
     "Trace": Kind("a trace", "a trace", _made_by("Trace"), "run_trace(model, prompt) makes one"),
@@ -70,7 +75,7 @@ _KINDS: dict[str, Kind] = {
     "Prompt": Kind(
         "a text, token ids or chat messages",
         "a prompt",
-        lambda value: isinstance(value, str) or _is_several(value),
+        lambda value: isinstance(value, str) or (_is_several(value) and _all(value, lambda each: isinstance(each, (Real, Mapping, Iterable)))),
     ),
     "Intervention": Kind(
         "an intervention",
@@ -201,12 +206,10 @@ def _one(part: str) -> tuple[Kind, ...] | None:
 
 
 def _several(kinds: tuple[Kind, ...] | None) -> Kind:
-    """A list or the like of values of some kinds; one that can be gone through only once is not looked into."""
+    """A list or the like of values of some kinds."""
 
     def fits(value: Any) -> bool:
-        if not _is_several(value):
-            return False
-        return kinds is None or not isinstance(value, (list, tuple)) or all(any(kind.fits(each) for kind in kinds) for each in value)
+        return _is_several(value) and (kinds is None or _all(value, lambda each: any(kind.fits(each) for kind in kinds)))
 
     of = "" if kinds is None else f" of {_either([_plural(kind) for kind in kinds])}"
     how = "; ".join(kind.how for kind in kinds or () if kind.how)

@@ -85,6 +85,8 @@ class Trace:
     def _require(self, name: str) -> None:
         if name in self:
             return
+        if not isinstance(name, str):
+            raise TraceError(f"A trace is read by the name of an activation, such as 'blocks.0.hook_mlp_out', not by {name!r}.")
         if name in hook_names(self.model):
             raise TraceError(
                 f"This trace did not read {name!r}: run_trace(model, prompt, reads=[{name!r}, ...]). Some hooks are off by default in the model."

@@ -164,6 +164,11 @@ def test_the_result_of_another_analysis_is_told_so(ask, said, things):
         ask(things["a trace"], things["scores"])
 
 
+def test_a_trace_is_read_by_name(things):
+    with pytest.raises(LensplorerError, match="read by the name of an activation"):
+        things["a trace"][0]
+
+
 def test_what_is_right_goes_through_untouched():
     @expects
     def function(*hooks: str, k: int | None = None, values: Any = None, listed: list[int] = []) -> Any:  # noqa: B006

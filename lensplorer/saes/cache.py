@@ -221,15 +221,9 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 def _check(codes: Codes) -> None:
     """Refuse arrays that do not belong together: a file cut short or edited."""
-    arrays = {
-        "start": (codes.start, "i"),
-        "feature": (codes.feature, "i"),
-        "activation": (codes.activation, "f"),
-        "error": (codes.squared_error, "f"),
-    }
-    for name, (array, kind) in arrays.items():
+    for array, kind in ((codes.start, "i"), (codes.feature, "i"), (codes.activation, "f"), (codes.squared_error, "f")):
         if array.ndim != 1 or array.dtype.kind != kind:
-            raise ValueError(f"its {name} is {array.dtype}, of {array.ndim} dimensions")
+            raise ValueError(f"one of its arrays is {array.dtype}, of {array.ndim} dimensions")
     active = len(codes.feature)
     if len(codes.start) == 0 or codes.start[0] != 0 or codes.start[-1] != active or (np.diff(codes.start) < 0).any():
         raise ValueError("its positions do not fit its features")

@@ -121,7 +121,7 @@ def _check_whole(name: str, value: Any, expected: str) -> None:
 
 
 def _stop_sequences(value: Iterable[str] | str) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable) or not all(isinstance(sequence, str) for sequence in value):
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable) or not all(isinstance(sequence, str) for sequence in value):
         raise SamplingError(f"stop_sequences takes a list of texts, got {value!r}.")
     value = tuple(value)
     if len(value) > _MOST_STOPS:

@@ -173,5 +173,5 @@ def test_a_damaged_configuration_is_a_sentence(what, tmp_path):
 @pytest.mark.parametrize("path", ["nowhere.toml", ".", "a\0b.toml"])
 def test_a_configuration_that_cannot_be_read_is_a_sentence(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="cannot be read|not valid TOML"):
+    with pytest.raises(ConfigError, match=r"cannot be read|not valid TOML"):
         lp.load_sae_config(path)
