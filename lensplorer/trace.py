@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lensplorer.errors import PromptError, TraceError, did_you_mean
+from lensplorer.linear import LinearRun
 from lensplorer.models import LensModel, ModelInfo, model_info
 from lensplorer.running import Intervention, Reads, hook_names, resolve_reads, run_model
 from lensplorer.segments import beyond_query, is_attention, position_axis
@@ -34,6 +35,7 @@ class Trace:
             ``trace.cache["resid_post", 3]`` [position, d_model] or ``trace.cache["blocks.3.attn.hook_pattern"]`` [head, query, source].
         interventions: the changes under which the model ran.
         embeddings: the token embeddings as a leaf of the autograd graph when run with ``gradients=True``, else None. [1, position, d_model]
+        linear: the local linear model's leaves and graph when run with ``gradients="linear"``, else None.
     """
 
     model: LensModel
@@ -43,6 +45,7 @@ class Trace:
     cache: Any
     interventions: tuple[Any, ...] = ()
     embeddings: torch.Tensor | None = field(default=None, repr=False)
+    linear: LinearRun | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.token_texts)
@@ -155,7 +158,8 @@ def run_trace(
     *,
     reads: Reads = None,
     interventions: Iterable[Intervention] = (),
-    gradients: bool = False,
+    gradients: bool | str = False,
+    rule: str = "gate",
     prepend_bos: bool | None = None,
     truncate: bool = False,
 ) -> Trace:
@@ -172,21 +176,24 @@ def run_trace(
         reads: what to cache: analyses (their declared activations), hook names or wildcards ("blocks.*.hook_resid_post"). None: everything
             but attention scores before the softmax.
         interventions: changes applied during the run, in order.
-        gradients: keep the graph from the token embeddings to the logits, which gradient attributions need.
+        gradients: keep the graph from the token embeddings to the logits, which gradient attributions need. ``"linear"``: the graph of the local
+            linear model, with attention patterns, norms and gates held at their values (see ``lensplorer.linear``); no value changes by a bit.
+        rule: of the linear model: ``"gate"`` holds the activated factor of a gated MLP; ``"half"`` shares the product half and half.
         prepend_bos: put a BOS token in front. None: the model's default for text, and never for ids and chat. Never doubled.
         truncate: keep only the last tokens (and BOS) of a prompt longer than the context, instead of refusing it.
 
     Raises:
         PromptError: the prompt is empty, too long, or has an id outside the vocabulary.
-        TraceError: ``reads`` or an intervention names an activation that the model does not have.
+        TraceError: ``reads`` or an intervention names an activation that the model does not have; or it cannot be made linear, with the reason.
 
-    Cost: one forward pass over the prompt, and memory for the activations read.
+    Cost: one forward pass over the prompt, and memory for the activations read, and for the graph where gradients are asked for.
     """
     ids = prompt_ids(model, prompt, prepend_bos=prepend_bos, truncate=truncate)
     tokens = torch.tensor(ids)
     interventions = tuple(interventions)
-    run = run_model(model, tokens[None], reads=resolve_reads(model, reads), interventions=interventions, gradients=gradients)
-    return make_trace(model, tokens, run.logits[0], {name: value[0] for name, value in run.activations.items()}, interventions, run.embeddings)
+    run = run_model(model, tokens[None], reads=resolve_reads(model, reads), interventions=interventions, gradients=gradients, rule=rule)
+    activations = {name: value[0] for name, value in run.activations.items()}
+    return make_trace(model, tokens, run.logits[0], activations, interventions, run.embeddings, run.linear)
 
 
 def make_trace(
@@ -196,12 +203,13 @@ def make_trace(
     activations: dict[str, torch.Tensor],
     interventions: tuple[Any, ...] = (),
     embeddings: torch.Tensor | None = None,
+    linear: LinearRun | None = None,
 ) -> Trace:
     """A ``Trace`` of activations without batch dimension, however they were come by."""
     from transformer_lens import ActivationCache
 
     cache = ActivationCache(activations, model, has_batch_dim=False)
-    return Trace(model, tokens, token_texts(model.tokenizer, tokens.tolist()), logits, cache, interventions, embeddings)
+    return Trace(model, tokens, token_texts(model.tokenizer, tokens.tolist()), logits, cache, interventions, embeddings, linear)
 
 
 def prompt_ids(model: LensModel, prompt: Prompt, *, prepend_bos: bool | None = None, truncate: bool = False) -> list[int]:

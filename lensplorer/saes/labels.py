@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lensplorer.analyses.unembedding import read_norm
 from lensplorer.errors import SAEError
+from lensplorer.norms import read_norm
 from lensplorer.saes.info import sae_info
 from lensplorer.saes.site import find_site
 from lensplorer.tokens import token_texts, visible
