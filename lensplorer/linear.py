@@ -67,6 +67,24 @@ def _quotient(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Shown:
+    """An activation that was read, with its graph.
+
+    Attributes:
+        tensor: as the model computes with it.
+        show: that → the activation as it is shown, under TransformerLens' shape; and likewise for its gradient.
+    """
+
+    tensor: torch.Tensor
+    show: Callable[[torch.Tensor], torch.Tensor]
+
+    @property
+    def value(self) -> torch.Tensor:
+        """[batch, ...]"""
+        return self.show(self.tensor)
+
+
+@dataclass(frozen=True, eq=False)
 class Gradients:
     """What one number of a linear run consists of: values times gradients, each a term, all together the number.
 
@@ -106,12 +124,12 @@ class LinearRun:
 
     Attributes:
         rule: how a gated product is shared.
-        graph: activation → (the tensor of the graph, how it is shown), for those that the run was asked to read.
+        graph: the activations that the run was asked to read, with their graph.
     """
 
     model: LensModel
     rule: str
-    graph: dict[str, tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]] = field(default_factory=dict)
+    graph: Mapping[str, Shown] = field(default_factory=dict)
     _embeddings: torch.Tensor | None = None
     _positions: torch.Tensor | None = None
     _biases: list[tuple[int, torch.Tensor]] = field(default_factory=list)
@@ -135,8 +153,7 @@ class LinearRun:
         """
         if name not in self.graph:
             raise TraceError(f"This linear run did not read {name!r}: run_trace(model, prompt, reads=[{name!r}, ...], gradients='linear').")
-        tensor, show = self.graph[name]
-        return show(tensor)[0]
+        return self.graph[name].value[0]
 
     def gradients(self, value: torch.Tensor, names: Sequence[str] = ()) -> Gradients:
         """The terms of a number of this run.
@@ -152,7 +169,7 @@ class LinearRun:
             self.value(missing[0])  # says how to read it
         leaves = [self.embeddings, *([] if self._positions is None else [self._positions]), *(leaf for _, leaf in self._biases)]
         ends = [tensor for _, before, after in self._edits for tensor in (before, after)]
-        wanted = [*leaves, *ends, *(self.graph[name][0] for name in names)]
+        wanted = [*leaves, *ends, *(self.graph[name].tensor for name in names)]
         asked = [tensor for tensor in wanted if tensor.requires_grad]
         found = iter(torch.autograd.grad(value, asked, retain_graph=True, allow_unused=True) if value.requires_grad else [None] * len(asked))
         gradients = [next(found) if tensor.requires_grad else None for tensor in wanted]
@@ -171,7 +188,7 @@ class LinearRun:
         for row, _, _ in self._edits:
             before, after = product().sum(), product().sum()
             interventions[row + 1] += (after - before).cpu()
-        at = {name: None if gradient is None else self.graph[name][1](gradient)[0] for name, (_, gradient) in zip(names, rest)}
+        at = {name: None if gradient is None else self.graph[name].show(gradient)[0] for name, (_, gradient) in zip(names, rest)}
         return Gradients(tokens.cpu(), positions.cpu(), biases, interventions, at)
 
 
@@ -366,7 +383,7 @@ class Freezing:
             for module, name, parameter in replaced:
                 module._parameters[name] = parameter
 
-    def finish(self, logits: torch.Tensor, embeddings: torch.Tensor) -> tuple[torch.Tensor, LinearRun]:
+    def finish(self, logits: torch.Tensor, embeddings: torch.Tensor, graph: Mapping[str, Shown]) -> tuple[torch.Tensor, LinearRun]:
         """The logits with the soft cap linear too, and what was gathered.
 
         Raises:
@@ -378,7 +395,7 @@ class Freezing:
         if "cap" in self._seen:
             before = self._seen.pop("cap")
             logits = _as(logits, before * _quotient(before, logits))
-        self.run._embeddings = embeddings
+        self.run._embeddings, self.run.graph = embeddings, graph
         return logits, self.run
 
     def _refusal(self, why: str) -> TraceError:

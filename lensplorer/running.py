@@ -5,14 +5,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 
 from lensplorer.errors import TraceError, did_you_mean
-from lensplorer.linear import Freezing, LinearRun
+from lensplorer.linear import Freezing, LinearRun, Shown
 from lensplorer.locks import model_lock
 from lensplorer.models import LensModel, model_info
 from lensplorer.replay import Finished, Part, only
@@ -100,6 +100,11 @@ class Run:
     activations: dict[str, torch.Tensor]
     embeddings: torch.Tensor | None = None
     linear: LinearRun | None = None
+    graph: Mapping[str, Shown] = field(default_factory=dict)
+
+    def value(self, name: str) -> torch.Tensor:
+        """An activation that was read, with its graph if there is one. [batch, ...]"""
+        return self.graph[name].value if name in self.graph else self.activations[name]
 
 
 def run_model(
@@ -168,24 +173,24 @@ def run_model(
     with model_lock(model), mode:
         hooked = model.hooks(fwd_hooks=[(name, _named(function)) for name, function in applied]) if applied else nullcontext()
         leaves = nullcontext() if freezing is None else freezing.leaves()
-        graph = None if freezing is None else freezing.run.graph
+        graph: dict[str, Shown] = {}
         with (
             only(model, part) if part is not None else nullcontext(),
             leaves,
             hooked,
-            _recorded(model, wanted, graph) as recorded,
+            _recorded(model, wanted, graph if gradients else None) as recorded,
             suppress(Finished),
         ):
             logits = model(tokens.to(model.cfg.device), return_type="logits", **_options(model, tokens, past))
     activations = {name: _batched(recorded[name], tokens) for name in wanted if name in recorded}
     if freezing is not None:
-        logits, linear = freezing.finish(logits, leaf[0])
-        return Run(logits, activations, linear=linear)
-    return Run(logits, activations, leaf[0] if leaf else None)
+        logits, linear = freezing.finish(logits, leaf[0], graph)
+        return Run(logits, activations, linear=linear, graph=graph)
+    return Run(logits, activations, leaf[0] if leaf else None, graph=graph)
 
 
 @contextmanager
-def _recorded(model: LensModel, names: Iterable[str], graph: dict[str, Any] | None = None) -> Iterator[dict[str, torch.Tensor]]:
+def _recorded(model: LensModel, names: Iterable[str], graph: dict[str, Shown] | None = None) -> Iterator[dict[str, torch.Tensor]]:
     """Record activations, interventions included; into ``graph`` also as they are, with what shows them.
 
     TransformerLens' own caching hooks take a quarter of HookedTransformer's one-token step to add, call and remove, half of the bridge's, and even a
@@ -204,7 +209,7 @@ def _recorded(model: LensModel, names: Iterable[str], graph: dict[str, Any] | No
             shown = value[0] if isinstance(value, tuple) else value
             if isinstance(shown, torch.Tensor):
                 if graph is not None:
-                    graph.update(dict.fromkeys(names, (shown, _as_it_is if convert is None else convert)))
+                    graph.update(dict.fromkeys(names, Shown(shown, convert or _as_it_is)))
                 shown = shown.detach() if with_graph else shown
                 shown = shown if convert is None else convert(shown)
                 for name in names:
