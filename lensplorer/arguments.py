@@ -91,6 +91,7 @@ _KINDS: dict[str, Kind] = {
         "draw(result) makes one",
     ),
     "Metric": Kind("a metric", "a metric", _made_by("Metric"), "logit_difference(target, versus) makes one"),
+    "ActivationReading": Kind("a reading", "a reading", _made_by("Reading"), "Reading(name, vector)"),
     "DecodingParams": Kind("decoding parameters", "decoding parameters", _made_by("DecodingParams"), "DecodingParams(...)"),
     "Constraint": Kind("a constraint", "a constraint", _made_by("Constraint"), 'Constraint("regex", text)'),
     "FeatureCache": Kind("a feature cache", "a feature cache", _made_by("FeatureCache")),
@@ -114,7 +115,7 @@ _ALIASES = {
     "Reads": "str | Reading | list[Any] | None",
     "HeadsLike": "int | Iterable[int] | None",
     "PositionsLike": "Positions | int | Iterable[int] | slice | None",
-    "MetricLike": "Metric | str | int | tuple | Callable",
+    "MetricLike": "Metric | ActivationReading | str | int | tuple | Callable",
 }
 
 

@@ -150,6 +150,8 @@ def _queries_keys_values(module: Any, *inputs: torch.Tensor) -> tuple[torch.Tens
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """All parts as one view, where they still lie one after the other: any may have been replaced. [head, d_head, ...] → [(head d_head), ...]"""
+    if any(part.requires_grad for part in parts):  # a view of the storage would be a gradient of the first part alone
+        return None if parts[0].ndim > 2 else torch.cat([part.flatten() for part in parts])
     first, ends = parts[0], [part.data_ptr() + part.nbytes for part in parts]
     follow = [part.data_ptr() for part in parts[1:]] == ends[:-1] and all(part.is_contiguous() for part in parts)
     if not follow or len({part.untyped_storage().data_ptr() for part in parts}) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -14,12 +15,12 @@ _LARGE = 100_000  # elements of a weight from which on two threads gain more tha
 def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """``torch.nn.functional.linear``, with ``product_of_few`` where it is the faster. [..., d_in], [d_out, d_in] → [..., d_out]"""
     if _is_few(rows, weight):
-        return _few(rows, weight, bias)
+        return product_of_few(rows, weight.T, bias)
     return torch.nn.functional.linear(rows, weight, bias)
 
 
 def is_product_of_few(rows: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether ``product_of_few`` is at hand, and the faster: few float32 rows on a CPU, without gradients, and a large weight.
+    """Whether ``product_of_few`` is at hand, and the faster: few float32 rows on a CPU, and a large weight without gradients.
 
     The weight is stored column by column, or for a single row either way.
 
@@ -34,9 +35,27 @@ def product_of_few(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     """``rows @ weight + bias`` by oneDNN, which reads the weight as it lies and with all threads. [..., d_in] → [..., d_out]
 
     The usual product first copies the weight to a layout of its own, which costs more than multiplying a dozen rows, and gives one row to one thread.
-    The result may be stored column by column.
+    The result may be stored column by column, and has a gradient where rows or bias have one: values do not depend on whether a graph is kept.
     """
+    if torch.is_grad_enabled() and (rows.requires_grad or (bias is not None and bias.requires_grad)):
+        return _Few.apply(rows, weight.T, bias)  # type: ignore[no-untyped-call]
     return _few(rows, weight.T, bias)
+
+
+class _Few(torch.autograd.Function):
+    """``_few`` with its gradient, which oneDNN's operator does not have."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return _few(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
+        (weight,) = ctx.saved_tensors
+        of_rows = gradient @ weight if ctx.needs_input_grad[0] else None
+        of_bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return of_rows, None, of_bias
 
 
 def _is_few(rows: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -44,7 +63,7 @@ def _is_few(rows: torch.Tensor, weight: torch.Tensor) -> bool:
         return False
     fits = rows.dtype == weight.dtype == torch.float32 and rows.is_cpu
     lies = weight.is_contiguous() or (rows.numel() == weight.shape[1] and weight.T.is_contiguous())
-    learns = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
+    learns = torch.is_grad_enabled() and weight.requires_grad
     return fits and lies and not learns and _has_onednn()
 
 

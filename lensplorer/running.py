@@ -5,13 +5,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 
 from lensplorer.errors import TraceError, did_you_mean
+from lensplorer.linear import Freezing, LinearRun, Shown
 from lensplorer.locks import model_lock
 from lensplorer.models import LensModel, model_info
 from lensplorer.replay import Finished, Part, only
@@ -27,6 +28,7 @@ Hook = tuple[str, Callable[[torch.Tensor, Any], torch.Tensor]]
 _LEFT_OUT = ("*.hook_attn_scores", "*.hook_rot_*", "*.hook_result", "*.hook_[qkv]_input", "*.hook_attn_in", "*.hook_mlp_in")
 
 EMBEDDING_HOOK = "hook_embed"
+LINEAR = "linear"  #: the gradients of the local linear model
 _MOST_READS = 256  # sets of names whose points are remembered
 
 
@@ -100,11 +102,17 @@ def usual_autograd() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One forward pass: logits [batch, position, d_vocab], activations by name, and the embedding leaf if gradients were asked for."""
+    """One forward pass: logits [batch, position, d_vocab], activations by name, and what gradients were asked of: embedding leaf or linear run."""
 
     logits: torch.Tensor
     activations: dict[str, torch.Tensor]
     embeddings: torch.Tensor | None = None
+    linear: LinearRun | None = None
+    graph: Mapping[str, Shown] = field(default_factory=dict)
+
+    def value(self, name: str) -> torch.Tensor:
+        """An activation that was read, with its graph if there is one. [batch, ...]"""
+        return self.graph[name].value if name in self.graph else self.activations[name]
 
 
 def run_model(
@@ -114,7 +122,8 @@ def run_model(
     reads: Iterable[str] = (),
     interventions: Iterable[Intervention] = (),
     hooks: Sequence[Hook] = (),
-    gradients: bool = False,
+    gradients: bool | str = False,
+    rule: str = "gate",
     past: Any = None,
     start: int = 0,
     part: Part | None = None,
@@ -128,7 +137,8 @@ def run_model(
         reads: hook names to cache, without wildcards.
         interventions: applied in order, before anything is cached.
         hooks: further hooks, applied after the interventions.
-        gradients: keep the graph from the embeddings on.
+        gradients: keep the graph from the embeddings on; ``"linear"``: that of the local linear model (see ``linear``).
+        rule: of the linear model, how a gated product is shared: ``"gate"`` or ``"half"``.
         past: the backend's own KV cache, extended in place (see ``stepping``).
         start: absolute position of the first token, when ``past`` holds those before it.
         part: these blocks alone, from what entered them (see ``replay``); then ``Run.logits`` is empty unless the part ends in them.
@@ -138,10 +148,12 @@ def run_model(
 
     Raises:
         ModelError: the model's weights were converted or moved since it was loaded.
-        TraceError: a hook name that the model does not have, more memory than is free, other weights than ``weights``, or gradients of a model
-            made inside ``torch.inference_mode()``. Nothing has run then.
+        TraceError: a hook name that the model does not have, more memory than is free, blocks that cannot be made linear, other weights than
+            ``weights``, or gradients of a model made inside ``torch.inference_mode()``. Nothing has run then.
     """
     tick()
+    if gradients not in (False, True, LINEAR):
+        raise TraceError(f"gradients is False, True or {LINEAR!r}, not {gradients!r}.")
     own = weights_of(model)
     if weights is not None and own is not weights:
         raise TraceError("The model's weights were changed after this trace was made: ask the tree or session for it again.")
@@ -150,8 +162,14 @@ def run_model(
     points = hook_points(model)
     positions = range(start, start + tokens.shape[1])
     wanted = list(reads)
+    freezing = Freezing(model, points, rule) if gradients == LINEAR else None
     applied: list[Hook] = [hook for intervention in interventions for hook in intervention.hooks(model, positions)]
+    if freezing is not None:
+        freezing.check_interventions(name for name, _ in applied)
+        applied = [*freezing.early, *((name, freezing.watched(name, function)) for name, function in applied)]
     applied += hooks
+    if freezing is not None:
+        applied += freezing.late
     leaf: list[torch.Tensor] = []
     if gradients:
 
@@ -164,23 +182,35 @@ def run_model(
         if name not in points:
             raise TraceError(f"This model has no activation {name!r}.{did_you_mean(name, points)}")
     if part is None:  # a part is bounded by who asks for it
-        require_memory(model, tokens.shape[0], tokens.shape[1], wanted, n_past=start, gradients=gradients)
+        require_memory(model, tokens.shape[0], tokens.shape[1], wanted, n_past=start, gradients=bool(gradients))
     if part is not None and part.residual is not None and part.start < int(model.cfg.n_layers):
         entry = points[f"blocks.{part.start}.hook_resid_pre"]  # what entered had been changed here already
         applied = [(name, function) for name, function in applied if points[name] is not entry]
     # A step's values are copied by its caller: they may do without autograd's bookkeeping, a tenth of its time. Interventions may keep theirs.
     inference = past is not None and not applied
     logits = torch.empty(0)
-    with model_lock(model), torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+    with model_lock(model), torch.inference_mode(inference), torch.set_grad_enabled(bool(gradients)):
         hooked = model.hooks(fwd_hooks=[(name, _named(function)) for name, function in applied]) if applied else nullcontext()
-        with only(model, part) if part is not None else nullcontext(), hooked, _recorded(model, wanted) as recorded, suppress(Finished):
+        leaves = nullcontext() if freezing is None else freezing.leaves()
+        graph: dict[str, Shown] = {}
+        with (
+            only(model, part) if part is not None else nullcontext(),
+            leaves,
+            hooked,
+            _recorded(model, wanted, graph if gradients else None) as recorded,
+            suppress(Finished),
+        ):
             logits = model(tokens.to(model.cfg.device), return_type="logits", **_options(model, tokens, past))
-    return Run(logits, {name: _batched(recorded[name], tokens) for name in wanted if name in recorded}, leaf[0] if leaf else None)
+    activations = {name: _batched(recorded[name], tokens) for name in wanted if name in recorded}
+    if freezing is not None:
+        logits, linear = freezing.finish(logits, leaf[0], graph)
+        return Run(logits, activations, linear=linear, graph=graph)
+    return Run(logits, activations, leaf[0] if leaf else None, graph=graph)
 
 
 @contextmanager
-def _recorded(model: LensModel, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Record activations, interventions included.
+def _recorded(model: LensModel, names: Iterable[str], graph: dict[str, Shown] | None = None) -> Iterator[dict[str, torch.Tensor]]:
+    """Record activations, interventions included; into ``graph`` also as they are, with what shows them.
 
     TransformerLens' own caching hooks take a quarter of HookedTransformer's one-token step to add, call and remove, half of the bridge's, and even a
     plain hook a tenth. A hook point is an identity, so one without hooks is made to record as it is called; one with hooks gets another after
@@ -197,6 +227,8 @@ def _recorded(model: LensModel, names: Iterable[str]) -> Iterator[dict[str, torc
         def record(value: Any) -> Any:
             shown = value[0] if isinstance(value, tuple) else value
             if isinstance(shown, torch.Tensor):
+                if graph is not None:
+                    graph.update(dict.fromkeys(names, Shown(shown, convert or _as_it_is)))
                 shown = shown.detach() if with_graph else shown
                 shown = shown if convert is None else convert(shown)
                 for name in names:
@@ -225,6 +257,10 @@ def _recorded(model: LensModel, names: Iterable[str]) -> Iterator[dict[str, torc
             point.__dict__.pop("forward", None)
         for handle in handles:
             handle.remove()
+
+
+def _as_it_is(value: torch.Tensor) -> torch.Tensor:
+    return value
 
 
 _named_points: WeakKeyDictionary[Any, dict[frozenset[str], list[tuple[Any, tuple[str, ...]]]]] = WeakKeyDictionary()

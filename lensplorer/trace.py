@@ -10,6 +10,7 @@ import torch
 
 from lensplorer.arguments import expects
 from lensplorer.errors import PromptError, TraceError, did_you_mean
+from lensplorer.linear import LinearRun
 from lensplorer.models import LensModel, ModelInfo, model_info
 from lensplorer.running import Intervention, Reads, hook_names, resolve_reads, run_model, usual_autograd
 from lensplorer.segments import beyond_query, is_attention, position_axis
@@ -37,6 +38,7 @@ class Trace:
         interventions: the changes under which the model ran.
         embeddings: the token embeddings as a leaf of the autograd graph when run with ``gradients=True``, else None. [1, position, d_model]
         weights: those that the model ran with; analyses refuse a trace when the model has others now.
+        linear: the local linear model's leaves and graph when run with ``gradients="linear"``, else None.
     """
 
     model: LensModel
@@ -47,6 +49,7 @@ class Trace:
     interventions: tuple[Any, ...] = ()
     embeddings: torch.Tensor | None = field(default=None, repr=False)
     weights: Weights | None = field(default=None, repr=False)
+    linear: LinearRun | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.token_texts)
@@ -171,7 +174,8 @@ def run_trace(
     *,
     reads: Reads = None,
     interventions: Iterable[Intervention] = (),
-    gradients: bool = False,
+    gradients: bool | str = False,
+    rule: str = "gate",
     prepend_bos: bool | None = None,
     truncate: bool = False,
 ) -> Trace:
@@ -189,7 +193,9 @@ def run_trace(
             but attention scores before the softmax.
         interventions: changes applied during the run, in order.
         gradients: keep the graph from the token embeddings to the logits, which gradient attributions need; inside ``torch.no_grad()`` and
-            ``torch.inference_mode()`` too.
+            ``torch.inference_mode()`` too. ``"linear"``: the graph of the local linear model, with attention patterns, norms and gates held at their
+            values (see ``lensplorer.linear``); no value changes by a bit.
+        rule: of the linear model: ``"gate"`` holds the activated factor of a gated MLP; ``"half"`` shares the product half and half.
         prepend_bos: put a BOS token in front. None: the model's default for text, and never for ids and chat. Never doubled.
         truncate: keep only the last tokens (and BOS) of a prompt longer than the context, instead of refusing it.
 
@@ -197,16 +203,17 @@ def run_trace(
         ArgumentError: something else than a model, or than a prompt, is given.
         ModelError: the model's weights were converted or moved since it was loaded (``model.half()``).
         PromptError: the prompt is empty, too long, or has an id outside the vocabulary.
-        TraceError: ``reads`` or an intervention names an activation that the model does not have.
+        TraceError: ``reads`` or an intervention names an activation that the model does not have; or it cannot be made linear, with the reason.
 
-    Cost: one forward pass over the prompt, and memory for the activations read.
+    Cost: one forward pass over the prompt, and memory for the activations read, and for the graph where gradients are asked for.
     """
     ids = prompt_ids(model, prompt, prepend_bos=prepend_bos, truncate=truncate)
     interventions = tuple(interventions)
     with usual_autograd():
         tokens = torch.tensor(ids)
-        run = run_model(model, tokens[None], reads=resolve_reads(model, reads), interventions=interventions, gradients=gradients)
-        return make_trace(model, tokens, run.logits[0], {name: value[0] for name, value in run.activations.items()}, interventions, run.embeddings)
+        run = run_model(model, tokens[None], reads=resolve_reads(model, reads), interventions=interventions, gradients=gradients, rule=rule)
+        activations = {name: value[0] for name, value in run.activations.items()}
+        return make_trace(model, tokens, run.logits[0], activations, interventions, run.embeddings, run.linear)
 
 
 def make_trace(
@@ -216,12 +223,14 @@ def make_trace(
     activations: dict[str, torch.Tensor],
     interventions: tuple[Any, ...] = (),
     embeddings: torch.Tensor | None = None,
+    linear: LinearRun | None = None,
 ) -> Trace:
     """A ``Trace`` of activations without batch dimension, however they were come by."""
     from transformer_lens import ActivationCache
 
     cache = ActivationCache(activations, model, has_batch_dim=False)
-    return Trace(model, tokens, token_texts(model.tokenizer, tokens.tolist()), logits, cache, interventions, embeddings, weights_of(model))
+    texts = token_texts(model.tokenizer, tokens.tolist())
+    return Trace(model, tokens, texts, logits, cache, interventions, embeddings, weights_of(model), linear)
 
 
 def prompt_ids(model: LensModel, prompt: Prompt, *, prepend_bos: bool | None = None, truncate: bool = False) -> list[int]:

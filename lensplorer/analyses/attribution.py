@@ -10,13 +10,14 @@ embeddings e (``lensplorer.analyses.question``). A token after that position get
 | ``input_x_gradient_norm`` | ‖e_s ⊙ ∂F/∂e_s‖₂ | unsigned |
 | ``integrated_gradients`` | (e_s - b) · ∫₀¹ ∂F/∂e_s (b + α (e - b)) dα | signed, sums to F(e) - F(b) |
 | ``occlusion`` | F(e) - F(e with e_s replaced by b) | signed |
+| ``linear`` | e_s · ∂F/∂e_s of the local linear model (``lensplorer.linear``) | signed, with the rest sums to F(e) |
 | ``attention`` | pattern at the position, mean over layers and heads | unsigned, knows no target |
 | ``rollout`` | ``attention_rollout`` at the position | unsigned, knows no target |
 
 and through Captum ``gradient_shap``, ``deeplift``, ``lime``, ``kernel_shap`` and ``feature_ablation`` (``attribution_captum``).
 
 Sources: Simonyan et al. 2014 (saliency); Shrikumar et al. 2016 (input × gradient); Sundararajan et al. 2017 (integrated gradients);
-Zeiler and Fergus 2014 (occlusion); Abnar and Zuidema 2020 (rollout).
+Zeiler and Fergus 2014 (occlusion); Abnar and Zuidema 2020 (rollout); Achtibat et al. 2024, Jafari et al. 2025 and Golden 2025 (linear).
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ import torch
 
 from lensplorer.analyses.attention import PATTERN_READS, attention_rollout, rows_at
 from lensplorer.analyses.base import analysis, choose, make_result
+from lensplorer.analyses.metrics import Measure, Metric, Reading, aim, gap, linear_values, measure, require_complete
 from lensplorer.analyses.question import BASELINES, OBJECTIVES, Question, baseline_embedding, default_baseline, needs_gradients
 from lensplorer.errors import AnalysisError
+from lensplorer.linear import RULES
+from lensplorer.running import LINEAR
 from lensplorer.tokens import token_text
 from lensplorer.trace import run_trace
 
@@ -42,7 +46,7 @@ GRADIENT_METHODS = ("saliency", "input_x_gradient", "input_x_gradient_norm")
 BASELINE_METHODS = ("integrated_gradients", "occlusion")
 ATTENTION_METHODS = ("attention", "rollout")
 CAPTUM_METHODS = ("gradient_shap", "deeplift", "lime", "kernel_shap", "feature_ablation")
-METHODS = (*GRADIENT_METHODS, *BASELINE_METHODS, *ATTENTION_METHODS, *CAPTUM_METHODS)
+METHODS = (*GRADIENT_METHODS, LINEAR, *BASELINE_METHODS, *ATTENTION_METHODS, *CAPTUM_METHODS)
 UNSIGNED = ("saliency", "input_x_gradient_norm", *ATTENTION_METHODS)
 
 #: Nodes of the first Gauss-Legendre rule, and of each piece when it does not suffice.
@@ -53,10 +57,11 @@ _SOURCE = "Simonyan et al. 2014; Shrikumar et al. 2016; Sundararajan et al. 2017
 @analysis(reads=(), source=_SOURCE)
 def attribute(
     trace: Trace,
-    target: str | int,
+    target: str | int | Reading,
     *,
     versus: str | int | None = None,
     method: str = "integrated_gradients",
+    rule: str = "gate",
     position: int = -1,
     objective: str = "logit",
     baseline: str | None = None,
@@ -74,10 +79,13 @@ def attribute(
     (('position',), True)
 
     Args:
-        trace: any trace; ``saliency`` and both ``input_x_gradient`` need ``run_trace(..., gradients=True)``.
-        target: token whose prediction is explained: exactly one token, or an id.
+        trace: any trace; ``saliency`` and both ``input_x_gradient`` need ``run_trace(..., gradients=True)``, and ``linear`` runs the prompt once
+            more unless it has ``gradients="linear"`` and the rule.
+        target: token whose prediction is explained: exactly one token, or an id. Of ``linear`` also a ``Reading`` at its own position: a head's
+            output, a probe, an SAE feature.
         versus: explain the difference to this token.
         method: see the module, or ``METHODS``.
+        rule: of ``linear``, how a gated MLP's product is shared: ``"gate"`` or ``"half"`` (see ``lensplorer.linear``).
         position: the position whose prediction is explained; -1 is the last. Sources are the tokens up to it.
         objective: ``"logit"``, ``"log_prob"`` (nats) or ``"prob"``.
         baseline: the embedding that stands for no token: ``"zero"``, ``"mean"`` (over the vocabulary) or ``"pad"``. None: ``"zero"`` where the
@@ -90,35 +98,64 @@ def attribute(
     Returns:
         (position): attribution, in units of F; 0 after ``position``. attrs: method; target, target_id (and versus, versus_id); objective;
         position; baseline; signed, 1 or 0; value = F. Methods with a baseline add baseline_value = F of nothing but baselines. Those
-        whose scores must sum to F(e) - F(b) add completeness, |Σ - (F(e) - F(b))| / |F(e) - F(b)|, and integrated gradients steps.
+        whose scores must sum to F(e) - F(b) add completeness, |Σ - (F(e) - F(b))| / |F(e) - F(b)|, and integrated gradients steps. ``linear``
+        adds what is no token's, each computed by itself: rest_positions, rest_biases, rest_interventions; rule; and completeness,
+        |Σ + rest - F| relative to the largest of F and the terms.
 
     Raises:
         TokenError: the target is not exactly one token.
-        TraceError: the position is outside the prompt, or the trace lacks the gradients that the method needs.
-        AnalysisError: unknown method, objective or baseline; a number that is not finite; an extra that is not installed.
+        TraceError: the position is outside the prompt, the trace lacks the gradients that the method needs, or the model has no local linear model.
+        AnalysisError: unknown method, objective or baseline; a number that is not finite; an extra that is not installed; terms of ``linear``
+            that do not sum to F, or another objective than ``"logit"``, of which it is not complete.
 
-    Cost: gradients: one backward pass. Integrated gradients: forward and backward at ``steps`` nodes, in batches. Occlusion: one forward
+    Cost: gradients: one backward pass; linear: one forward and one backward.
+    Integrated gradients: forward and backward at ``steps`` nodes, in batches. Occlusion: one forward
     pass per token, in batches. Attention and rollout: none. Captum: see ``attribution_captum``.
     """
     baseline = default_baseline(trace) if baseline is None else baseline
+    if method == LINEAR:
+        return _attribute_linear(trace, target, versus, position=position, objective=objective, rule=rule)
+    if isinstance(target, Reading):
+        raise AnalysisError(f"{method!r} explains tokens; a Reading takes method='linear'.")
     target_id = trace.token_id(target)
     versus_id = None if versus is None else trace.token_id(versus)
     question = make_question(trace, [trace.position(position)], [target_id], versus_id, method=method, objective=objective, baseline=baseline)
     scores, attrs = _answer(question, method, tolerance=tolerance, max_steps=max_steps, n_samples=n_samples, seed=seed)
     attrs = {name: float(values[0]) if isinstance(values, np.ndarray) else values for name, values in attrs.items()}
-    if versus_id is not None:
-        attrs |= {"versus": token_text(trace.model.tokenizer, versus_id), "versus_id": versus_id}
     return make_result(
         trace,
         attribute,
         {"attribution": (["position"], scores[0])},
         units={"attribution": {"logit": "logits", "log_prob": "nats", "prob": "probability"}[objective] if method not in UNSIGNED else "1"},
         position=question.positions[0],
-        target=token_text(trace.model.tokenizer, target_id),
-        target_id=target_id,
+        **_named_targets(trace, target, versus),
         **_described(method, objective, baseline),
         **attrs,
     )
+
+
+def _attribute_linear(trace: Trace, target: str | int | Reading, versus: str | int | None, *, position: int, objective: str, rule: str) -> xr.Dataset:
+    """``attribute`` of the local linear model."""
+    asked = measure(trace, aim(target, versus, position))
+    scores, per_row = _linear_scores(trace, [asked], objective=objective, rule=rule)
+    attrs: dict[str, Any] = {name: float(values[0]) for name, values in per_row.items()}
+    named = {"target": asked.name} if isinstance(target, Reading) else _named_targets(trace, target, versus)
+    return make_result(
+        trace,
+        attribute,
+        {"attribution": (["position"], scores[0])},
+        units={"attribution": "1" if isinstance(target, Reading) else "logits"},
+        position=asked.position,
+        **named,
+        **_described(LINEAR, objective, "none"),
+        rule=rule,
+        **attrs,
+    )
+
+
+def _named_targets(trace: Trace, target: str | int, versus: str | int | None) -> dict[str, Any]:
+    ids = {name: trace.token_id(token) for name, token in (("target", target), ("versus", versus)) if token is not None}
+    return {name: token_text(trace.model.tokenizer, token) for name, token in ids.items()} | {f"{name}_id": token for name, token in ids.items()}
 
 
 @analysis(reads=(), source=_SOURCE)
@@ -127,6 +164,7 @@ def attribution_matrix(
     start: int,
     *,
     method: str = "integrated_gradients",
+    rule: str = "gate",
     objective: str = "logit",
     baseline: str | None = None,
     tolerance: float = 0.01,
@@ -145,7 +183,7 @@ def attribution_matrix(
     Args:
         trace: a run over prompt and generated tokens; gradients as in ``attribute``.
         start: index of the first generated token, from 1 (the first token of all has no prediction); negative counts from the end.
-        method, objective, baseline, tolerance, max_steps, n_samples, seed: as in ``attribute``.
+        method, rule, objective, baseline, tolerance, max_steps, n_samples, seed: as in ``attribute``.
 
     Returns:
         (generated, source): attribution; row t explains token t, predicted at position t - 1, and is 0 from source t on. ``generated``
@@ -162,10 +200,15 @@ def attribution_matrix(
         raise AnalysisError(f"start is the first token, which the model does not predict: expected 1 to {len(trace) - 1}.")
     baseline = default_baseline(trace) if baseline is None else baseline
     generated = np.arange(first, len(trace))
-    question = make_question(
-        trace, [int(t) - 1 for t in generated], trace.tokens[first:].tolist(), None, method=method, objective=objective, baseline=baseline
-    )
-    scores, attrs = _answer(question, method, tolerance=tolerance, max_steps=max_steps, n_samples=n_samples, seed=seed)
+    targets = trace.tokens[first:].tolist()
+    attrs: dict[str, Any]
+    if method == LINEAR:
+        asked = [measure(trace, Metric(target, position=int(t) - 1)) for t, target in zip(generated, targets)]
+        scores, attrs = _linear_scores(trace, asked, objective=objective, rule=rule)
+        attrs = {"rule": rule, **attrs}
+    else:
+        question = make_question(trace, [int(t) - 1 for t in generated], targets, None, method=method, objective=objective, baseline=baseline)
+        scores, attrs = _answer(question, method, tolerance=tolerance, max_steps=max_steps, n_samples=n_samples, seed=seed)
     per_row = {name: values for name, values in attrs.items() if isinstance(values, np.ndarray)}
     attrs = {name: values for name, values in attrs.items() if name not in per_row}
     if "completeness" in per_row:
@@ -233,6 +276,23 @@ def _answer(
         scores, more = captum_scores(question, method, n_samples=n_samples, seed=seed)
         extra |= more
     return question.pad(scores), extra
+
+
+def _linear_scores(trace: Trace, asked: list[Measure], *, objective: str, rule: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Scores [row, position], and further attrs of each row. [row]"""
+    if choose("objective", objective, OBJECTIVES) != "logit":
+        raise AnalysisError(f"The terms of the local linear model sum to logits and their differences, not to {objective!r}: use objective='logit'.")
+    choose("rule", rule, RULES)
+    values, linear = linear_values(trace, asked, rule=rule)
+    scores, rows = [], []
+    for value in values:
+        found = linear.gradients(value)
+        number = float(value.detach())
+        terms = [*found.tokens.tolist(), *found.rest.values()]
+        require_complete(trace, terms, number)
+        scores.append(found.tokens.float().numpy())
+        rows.append({"value": number, "completeness": gap(terms, number), **{f"rest_{name}": term for name, term in found.rest.items()}})
+    return np.stack(scores), {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 # -- the methods: each gives [row, position] -------------------------------------------------------------------------------------------

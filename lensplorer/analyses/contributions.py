@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from lensplorer.analyses.base import check_finite
-from lensplorer.analyses.unembedding import ROUNDING, Norm, Unembedding, read_norm
+from lensplorer.analyses.unembedding import ROUNDING, Unembedding
 from lensplorer.errors import AnalysisError
+from lensplorer.norms import Norm, read_norm
 from lensplorer.running import hook_names
 from lensplorer.tokens import token_texts
 

@@ -23,7 +23,7 @@ from lensplorer.analyses.metrics import Measure, Metric, MetricLike, measure
 from lensplorer.analyses.residual import residual_decomposition
 from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_editable, check_hook, check_writes
-from lensplorer.running import Hook, run_model
+from lensplorer.running import LINEAR, Hook, run_model
 from lensplorer.sizes import batch_rows
 from lensplorer.trace import Trace
 
@@ -112,8 +112,10 @@ def activation_patching(
     )
 
 
-@analysis(reads=(), source="Nanda 2023, attribution patching; Syed et al. 2023")
-def attribution_patching(clean: Trace, corrupt: Trace, hook: str, metric: MetricLike) -> xr.Dataset:
+@analysis(reads=(), source="Nanda 2023, attribution patching; Syed et al. 2023; Jafari et al. 2025, RelP")
+def attribution_patching(
+    clean: Trace, corrupt: Trace, hook: str, metric: MetricLike, *, gradients: bool | str = True, rule: str = "gate"
+) -> xr.Dataset:
     """The first-order estimate of ``activation_patching``: an estimate, not a measurement. ``confirm_patching`` measures its top cells.
 
     >>> import lensplorer as lp
@@ -124,42 +126,51 @@ def attribution_patching(clean: Trace, corrupt: Trace, hook: str, metric: Metric
 
     Args:
         clean, corrupt, hook, metric: as ``activation_patching``; a function must be differentiable.
+        gradients: True: the model's; ``"linear"``: those of the corrupt run's local linear model, which is relevance patching (RelP, Jafari et
+            al. 2025). Which is nearer to real patching depends on the component: docs/methods.md has figures.
+        rule: of the linear model, see ``run_trace``.
 
     Returns:
-        (layer, position) or (layer, head): estimate, of ``activation_patching``'s effect. attrs as there, without runs.
+        (layer, position) or (layer, head): estimate, of ``activation_patching``'s effect. attrs as there, without runs; gradients, rule.
 
     Raises:
-        As ``activation_patching``; AnalysisError: the metric has no gradient.
+        As ``activation_patching``; AnalysisError: the metric has no gradient; or the hook is a pattern, which the linear model holds.
+        TraceError: the model has no local linear model; the message says why.
 
     Cost: one forward and one backward pass, whatever the number of cells.
     """
     grid = _Grid(clean, corrupt, hook, metric)
-    seen: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> Hook:
-        def see(value: torch.Tensor, hook: Any) -> torch.Tensor:
-            seen[name] = value
-            return value
-
-        return name, see
-
+    if gradients == LINEAR and grid.hook == "pattern":
+        raise AnalysisError("The local linear model holds attention patterns: gradients=True estimates what patching one does.")
     names = [grid.name(layer) for layer in range(corrupt.n_layers)]
-    hooks = [*map(keep, names), *grid.measure.hooks]
-    run = run_model(corrupt.model, corrupt.tokens[None], interventions=corrupt.interventions, hooks=hooks, gradients=True)
-    value = grid.measure.of_run(run.logits)[0]
+    run = run_model(
+        corrupt.model,
+        corrupt.tokens[None],
+        reads=[*names, *grid.measure.reads],
+        interventions=corrupt.interventions,
+        hooks=grid.measure.hooks,
+        gradients=gradients,
+        rule=rule,
+    )
+    value = grid.measure.of_run(run)[0]
     if not value.requires_grad:
         raise AnalysisError(f"The metric {grid.measure.name} has no gradient: attribution patching needs one. Use activation_patching.")
-    gradients = torch.autograd.grad(value, [seen[name] for name in names], allow_unused=True)
+    shown = [run.graph[name] for name in names]
+    slopes = torch.autograd.grad(value, [one.tensor for one in shown if one.tensor.requires_grad], allow_unused=True)
+    found = iter(slopes)
     rows = []
-    for name, gradient in zip(names, gradients):
-        if gradient is None:  # what a later intervention overwrites is read by nothing
+    for name, one in zip(names, shown):
+        slope = next(found) if one.tensor.requires_grad else None
+        if slope is None:  # what a later intervention overwrites is read by nothing
             rows.append(torch.zeros(grid.shape[1]))
             continue
-        moved = (grid.source[name].to(gradient) - seen[name][0].detach()) * gradient[0]  # as the activation
+        slope = one.show(slope)[0]
+        moved = (grid.source[name].to(slope) - run.activations[name][0]) * slope  # as the activation
         axis = 1 if grid.hook == "z" else 0
         rows.append(moved.movedim(axis, 0).flatten(1).sum(-1).float().cpu())
     estimate = grid.normalised(torch.stack(rows).numpy())
-    return grid.result(attribution_patching, {"estimate": estimate}, method="first-order estimate")
+    method = "relevance patching" if gradients == LINEAR else "first-order estimate"
+    return grid.result(attribution_patching, {"estimate": estimate}, method=method, gradients=str(gradients).lower(), rule=rule)
 
 
 @analysis(reads=(), source=_SOURCE)
@@ -381,8 +392,9 @@ def _run_cells(trace: Trace, cells: Sequence[_Cell], result: Measure, *, batch_s
         for row, cell in enumerate(batch):
             edits.setdefault(cell.name, []).append((row, cell))
         hooks = [*(_edit_rows(name, rows) for name, rows in edits.items()), *result.hooks]
-        run = run_model(trace.model, trace.tokens.expand(len(batch), -1), interventions=trace.interventions, hooks=hooks)
-        values += result.of_run(run.logits).double().tolist()
+        tokens = trace.tokens.expand(len(batch), -1)
+        run = run_model(trace.model, tokens, reads=result.reads, interventions=trace.interventions, hooks=hooks)
+        values += result.of_run(run).double().tolist()
         if progress is not None:
             progress(len(values), len(cells))
     return values

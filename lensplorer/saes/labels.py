@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lensplorer.analyses.unembedding import read_norm
 from lensplorer.arguments import expects
 from lensplorer.errors import FormatError, SAEError, first_line
 from lensplorer.formats.files import read_bytes
+from lensplorer.norms import read_norm
 from lensplorer.saes.feature_files import read_feature_notes
 from lensplorer.saes.info import SAE, SAEInfo, sae_info
 from lensplorer.saes.site import find_site

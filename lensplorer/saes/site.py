@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lensplorer.analyses.unembedding import read_norm
 from lensplorer.arguments import expects
 from lensplorer.errors import SAEError, did_you_mean
 from lensplorer.models import model_info
+from lensplorer.norms import read_norm
 from lensplorer.running import hook_names
 from lensplorer.saes.info import SAE, sae_info
 

@@ -69,7 +69,7 @@ TYPES: dict[str, Any] = {
     **dict.fromkeys(("position", "layer", "head", "start"), Integer),
     **dict.fromkeys(("k", "top_k", "top", "top_heads"), Count),
     **dict.fromkeys(("target", "versus", "chosen", "a", "b"), Token),
-    **dict.fromkeys(("method", "objective", "baseline", "lens", "unit", "hook", "align_by", "search"), Name),
+    **dict.fromkeys(("method", "rule", "objective", "baseline", "lens", "unit", "hook", "align_by", "search"), Name),
     **dict.fromkeys(("value_weighted", "exclude_first", "error_term", "beyond_context", "labels"), bool),
     **dict.fromkeys(("max_steps", "n_samples", "length"), Samples),
     "temperature": Annotated[float, Field(gt=0)],

@@ -14,9 +14,10 @@ from lensplorer.analyses import lenses as module
 from lensplorer.analyses import unembedding as unembedding_module
 from lensplorer.analyses.lenses import contrast, logit_lens
 from lensplorer.analyses.residual import residual_rows
-from lensplorer.analyses.unembedding import Unembedding, read_norm, unembed
+from lensplorer.analyses.unembedding import Unembedding, unembed
 from lensplorer.errors import AnalysisError, TokenError, TraceError
 from lensplorer.models import model_info
+from lensplorer.norms import read_norm
 from lensplorer.trace import make_trace, run_trace
 from tests.tiny import ARCHITECTURES
 

@@ -24,6 +24,7 @@ _PASSES: dict[str, Callable[[float], float]] = {
     "saliency": lambda n: 3.0,
     "input_x_gradient": lambda n: 3.0,
     "input_x_gradient_norm": lambda n: 3.0,
+    "linear": lambda n: 3.0,
     "integrated_gradients": lambda n: 3.0 * 40,
     "occlusion": lambda n: n,
     "attention": lambda n: 0.0,
