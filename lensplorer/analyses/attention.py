@@ -58,7 +58,7 @@ def attention_patterns(trace: Trace, *, layer: int | None = None, head: int | No
     Cost: a copy of the patterns, layer · head · position² numbers; no forward pass. A stepped trace runs the attention of the blocks again.
     """
     n_heads = int(trace.model.cfg.n_heads)
-    layers, heads = _chosen("layer", layer, trace.n_layers), _chosen("head", head, n_heads)
+    layers, heads = chosen("layer", layer, trace.n_layers), chosen("head", head, n_heads)
     needed = 8 * len(layers) * len(heads) * len(trace) * trace.n_sources
     if needed > (free := free_bytes()):
         raise AnalysisError(
@@ -307,7 +307,7 @@ def valid_sources(model: LensModel, layer: int, n: int, *, first: int = 0) -> to
     return (distance >= 0) & (distance < (window if window is not None else n))
 
 
-def _chosen(what: str, index: int | None, n: int) -> range:
+def chosen(what: str, index: int | None, n: int) -> range:
     """The one, or all of them."""
     if index is None:
         return range(n)
