@@ -278,7 +278,7 @@ def stream_terms(trace: Trace, n_blocks: int, start: int, stop: int, readers: to
 def _head_terms(
     trace: Trace, block: int, start: int, stop: int, output: torch.Tensor, readers: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Each head of a block [head, position, direction], and what its attention adds besides [position, direction]; None where that is not its output."""
+    """Each head of a block [head, position, direction], and what its attention adds besides [position, direction]; None if that is not its output."""
     attention = trace.model.blocks[block].attn  # type: ignore[attr-defined]
     hook = f"blocks.{block}.attn.hook_z"
     if hook not in hook_names(trace.model):

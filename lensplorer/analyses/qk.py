@@ -1,7 +1,7 @@
 """Why a head attends: its score before the softmax, as a sum over pairs of terms of the residual stream.
 
-With the scales of norms held, query and key are sums over the terms of the residual stream at their positions (embedding, position, each head before,
-each MLP before, biases), each carried through the norm, W_Q or W_K, the norm of queries or keys, and the rotation R. So the score is a sum over pairs,
+With the scales of norms held, query and key are sums over the terms of the residual stream at their positions (embedding, position, each head and
+MLP before, biases), each carried through the norm, W_Q or W_K, the norm of queries or keys, and the rotation R. So the score is a sum over pairs,
 (R W_Q x_i) · (R W_K x_j) · scale. What is not such a product is named: the soft cap, and ALiBi.
 
 A softmax does not see what all sources have in common. So each pair stands beside its mean over the other sources that the query may read: only the
@@ -10,6 +10,7 @@ difference moves the pattern. That mean is the pair of the query's term and the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def qk_attribution(trace: Trace, *, layer: int, head: int, source: int, query: i
     >>> import lensplorer as lp
     >>> trace = lp.run_trace(lp.load_model("storyworld"), "Once upon a time", reads=[lp.qk_attribution])
     >>> pairs = lp.qk_attribution(trace, layer=2, head=2, source=1)
-    >>> abs(float(pairs.contribution.sum() + pairs.addition.sum() - pairs.score)) < 1e-4 * abs(pairs.contribution).max()
+    >>> abs(float(pairs.contribution.sum() + pairs.addition.sum() - pairs.score)) < 1e-3
     True
 
     Args:
@@ -52,14 +53,14 @@ def qk_attribution(trace: Trace, *, layer: int, head: int, source: int, query: i
 
         - (query_term, key_term): contribution, of the pair to the score; mean_of_others, of the same pair to the others' scores; difference.
         - (query_term): query_contribution, query_difference, and (key_term): key_contribution, key_difference: the sums of pairs.
-        - (addition): addition, addition_difference: "soft cap", what the cap of a model that has one takes off the sum, and "ALiBi", -slope · distance.
+        - (addition_term): addition, addition_difference: "soft cap", what a model's cap takes off the sum, and "ALiBi", -slope · distance.
         - score, the sum of pairs and additions; score_mean_of_others; pattern, the weight after the softmax.
 
         Terms: "embed", "pos_embed", "head 0.0", …, "mlp 0", … of the blocks before; "bias", all constants; and, where interventions edit the stream,
         queries or keys, "interventions". "attn 0" stands for all heads of a block whose output an intervention wrote over.
-        attrs: layer, head, query, source, and scale, by which products are multiplied; soft_cap; ``completeness``, how far log(pattern) is from the
-        scores that the terms sum to, over all sources of the query, a constant aside, relative to the largest score or pair; ``pattern_edited``: 1
-        where an intervention edits scores or pattern, which are then not compared.
+        attrs: layer, head, query_position, source_position; scale, by which products are multiplied; soft_cap; ``completeness``, how far
+        log(pattern) is from the scores that the terms sum to, over all sources of the query, a constant aside, relative to the largest score or
+        pair; ``pattern_edited``: 1 where an intervention edits scores or pattern, which are then not compared.
 
     Raises:
         AnalysisError: there is no such layer or head; the source lies after the query or outside the block's sliding window; the terms do not sum to
@@ -85,7 +86,7 @@ def qk_attribution(trace: Trace, *, layer: int, head: int, source: int, query: i
     scores = keys.products + additions.sum(0)
     here, others = seen.to(scores.device) == source, seen.to(scores.device) != source
     row = trace.at(f"blocks.{layer}.attn.hook_pattern", query - first)[head].detach().double()[seen[0] : query + 1]
-    completeness, edited = _compare(trace, layer, head, scores, row, float(at_source.abs().max()))
+    completeness = _compare(trace, layer, head, scores, row, float(at_source.abs().max()))
     of_addition = additions[:, here][:, 0]
     return make_result(
         trace,
@@ -111,12 +112,11 @@ def qk_attribution(trace: Trace, *, layer: int, head: int, source: int, query: i
         },
         layer=layer,
         head=head,
-        query=query,
+        query_position=query,
         source_position=source,
         scale=scale,
         soft_cap=cap or 0.0,
-        completeness=completeness,
-        pattern_edited=int(edited),
+        **({"pattern_edited": 1} if completeness is None else {"completeness": completeness, "pattern_edited": 0}),
     )
 
 
@@ -151,7 +151,7 @@ class _Keys:
 
 
 def _keys(projection: Projection, seen: torch.Tensor, source: int, query: torch.Tensor) -> _Keys:
-    """Keys of a stretch of sources, some at a time. A block's heads may be terms at some of them and one term at others: what is not a term is zero."""
+    """Keys of a stretch of sources, some at a time. A block's heads may be terms at some and one term at others: what is no term is zero."""
     at_source: dict[str, torch.Tensor] = {}
     total: dict[str, torch.Tensor] = {}
     products = []
@@ -172,17 +172,18 @@ def _keys(projection: Projection, seen: torch.Tensor, source: int, query: torch.
     return _Keys(list(total), chosen_key, others, torch.cat(products))
 
 
-def _compare(trace: Trace, layer: int, head: int, scores: torch.Tensor, row: torch.Tensor, largest: float) -> tuple[float, bool]:
-    """How far the pattern's logarithm is from the scores, a constant aside, and whether an intervention explains it."""
-    read = row > torch.finfo(trace.dtype).tiny
-    gap = row.log()[read] - scores[read]
-    gap = gap - (gap * row[read]).sum() / row[read].sum()
-    completeness = float(gap.abs().max() / max(largest, float(scores.abs().max()), 1e-30)) if len(gap) else float("nan")
+def _compare(trace: Trace, layer: int, head: int, scores: torch.Tensor, row: torch.Tensor, largest: float) -> float | None:
+    """How far the pattern's logarithm is from the scores, a constant aside; None where an intervention wrote over scores or pattern."""
+    expected = scores.log_softmax(0)
+    compared = expected > math.log(torch.finfo(trace.dtype).tiny)  # below that, weights are zero or coarse
+    gap, weight = (row.log() - expected)[compared], row[compared]
+    gap = gap - (gap * weight).sum() / weight.sum()  # a sink beside the sources takes a share of all
+    completeness = float(gap.abs().max() / max(largest, float(scores.abs().max()), 1e-30))
     if completeness <= ROUNDING[trace.dtype]:
-        return completeness, False
+        return completeness
     check_finite(trace)
     if trace.interventions:
-        return 0.0, True
+        return None
     raise AnalysisError(
         f"The pattern of head {layer}.{head} differs from the softmax of its queries times its keys by {completeness:.1e} of the largest score: this"
         f" {trace.info.architecture} does something to its scores that is not known here. Refused."
