@@ -321,7 +321,7 @@ def window_of(model: LensModel, layer: int) -> int | None:
     cfg: Any = model.cfg
     if getattr(cfg, "use_local_attn", False) and cfg.attn_types is not None:
         return int(cfg.window_size) if cfg.attn_types[layer] == "local" else None
-    config = getattr(getattr(model, "original_model", None), "config", None)  # the bridge
+    config: Any = getattr(getattr(model, "original_model", None), "config", None)  # the bridge
     kinds = getattr(config, "attention_layers", None)  # GPT-Neo's
     if kinds is not None:
         return int(config.window_size) if kinds[layer] == "local" else None
