@@ -30,6 +30,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "attention_rollout",
         "head_statistics",
     ),
+    "lensplorer.analyses.qk": ("qk_attribution",),
     "lensplorer.analyses.heads": ("head_scores", "head_clusters"),
     "lensplorer.analyses.attribution": ("attribute", "attribution_matrix"),
     "lensplorer.analyses.components": ("component_attribution",),

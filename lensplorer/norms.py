@@ -47,6 +47,11 @@ class Norm:
             normed = normed * self.weight.to(normed.dtype)
         return normed if self.bias is None else normed + self.bias.to(normed.dtype)
 
+    def held(self, residual: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """The norm with its scale held at that of another residual, and without its bias: linear. [..., d_model], [..., 1] → [..., d_model]"""
+        normed = self._centre(residual) / scale
+        return normed if self.weight is None else normed * self.weight.to(normed.dtype)
+
     def pull_back(self, directions: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """The directions before the norm that read what ``directions`` read after it, its scale frozen.
 

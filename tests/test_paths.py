@@ -46,6 +46,7 @@ QUESTIONS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("attention_rollout", (), {}),
     ("head_statistics", (), {}),
     ("head_statistics", (), {"exclude_first": False}),
+    ("qk_attribution", (), {"layer": 2, "head": 1, "source": 9, "query": 13}),
     ("sampling_distribution", (), {"position": 9}),
 ]
 

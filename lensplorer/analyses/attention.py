@@ -58,7 +58,7 @@ def attention_patterns(trace: Trace, *, layer: int | None = None, head: int | No
     Cost: a copy of the patterns, layer · head · position² numbers; no forward pass. A stepped trace runs the attention of the blocks again.
     """
     n_heads = int(trace.model.cfg.n_heads)
-    layers, heads = _chosen("layer", layer, trace.n_layers), _chosen("head", head, n_heads)
+    layers, heads = chosen("layer", layer, trace.n_layers), chosen("head", head, n_heads)
     needed = 8 * len(layers) * len(heads) * len(trace) * trace.n_sources
     if needed > (free := free_bytes()):
         raise AnalysisError(
@@ -307,7 +307,7 @@ def valid_sources(model: LensModel, layer: int, n: int, *, first: int = 0) -> to
     return (distance >= 0) & (distance < (window if window is not None else n))
 
 
-def _chosen(what: str, index: int | None, n: int) -> range:
+def chosen(what: str, index: int | None, n: int) -> range:
     """The one, or all of them."""
     if index is None:
         return range(n)
@@ -321,7 +321,10 @@ def window_of(model: LensModel, layer: int) -> int | None:
     cfg: Any = model.cfg
     if getattr(cfg, "use_local_attn", False) and cfg.attn_types is not None:
         return int(cfg.window_size) if cfg.attn_types[layer] == "local" else None
-    config = getattr(getattr(model, "original_model", None), "config", None)  # the bridge
+    config: Any = getattr(getattr(model, "original_model", None), "config", None)  # the bridge
+    kinds = getattr(config, "attention_layers", None)  # GPT-Neo's
+    if kinds is not None:
+        return int(config.window_size) if kinds[layer] == "local" else None
     window = getattr(config, "sliding_window", None)
     if not window:
         return None

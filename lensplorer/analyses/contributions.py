@@ -10,6 +10,7 @@ differ by more than rounding.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,15 +92,10 @@ class Goal:
 
     def layer_components(self) -> dict[str, torch.Tensor]:
         """Component → contribution [direction]; refuses where they do not sum to the residual stream."""
-        rows: list[dict[str, torch.Tensor | None]] = [{"embed": self.at("hook_embed")}]
-        if "hook_pos_embed" in self.trace:  # some models have the hook and never reach it
-            rows[0]["pos_embed"] = self.at("hook_pos_embed")
+        written = stream_writes(self.trace, self.trace.n_layers)
+        values = torch.stack([self.trace.at(hook, self.position).detach() for _, _, hook in written])  # [component, d_model]
         after = [self.trace.at("blocks.0.hook_resid_pre", self.position)]
-        for layer in range(self.trace.n_layers):
-            rows.append({f"{part} {layer}": self.at(f"blocks.{layer}.hook_{part}_out") for part in ("attn", "mlp")})
-            after.append(self.trace.at(f"blocks.{layer}.hook_resid_post", self.position))
-        written = [(row, name, value) for row, writes in enumerate(rows) for name, value in writes.items() if value is not None]
-        values = torch.stack([value for _, _, value in written])  # [component, d_model]
+        after += [self.trace.at(f"blocks.{layer}.hook_resid_post", self.position) for layer in range(self.trace.n_layers)]
         components = dict(zip((name for _, name, _ in written), self.read(values)))
         stream = torch.stack(after).detach().double()  # [row, d_model]
         gaps = stream.clone()
@@ -189,23 +185,17 @@ class Goal:
     def _through(self, block: int, part: str, raw: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, bool]:
         """The readers before what follows ``raw`` in its block, the constants added on the way, and whether the output was overwritten.
 
-        What follows is an output bias, and in post-norm blocks a norm. Which one is not looked up but measured: it is the one that gives
-        the block's output as cached.
+        What follows is an output bias, and in post-norm blocks a norm.
         """
         output = self.trace.at(f"blocks.{block}.hook_{part}_out", self.position).detach().to(raw.dtype)
         biased = raw if bias is None else raw + bias.detach().to(raw.dtype)
-        module = self.trace.model.blocks[block]  # type: ignore[attr-defined]
-        norms: list[Norm | None] = [None]
-        norms += [read_norm(getattr(module, name), self.trace.model.cfg) for name in _POST_NORMS[part] if hasattr(module, name)]
-        gaps = [float((output - (biased if norm is None else norm(biased))).norm() / output.norm().clamp_min(1e-30)) for norm in norms]
-        best = min(range(len(norms)), key=gaps.__getitem__)
-        norm = norms[best]
-        if not gaps[best] <= self.tolerance:
+        norm, gap = norm_between(self.trace, block, _POST_NORMS[part], biased, output)
+        if not gap <= self.tolerance:
             if self.trace.interventions:
                 return self.readers, self.read(output), True
             raise AnalysisError(
                 f"In block {block}, the {'heads' if part == 'attn' else 'neurons'} sum to something else than its {part} output"
-                f" (gap {gaps[best]:.1e} of its norm): they cannot be told apart for this {self.trace.info.architecture}. Use unit='layer'."
+                f" (gap {gap:.1e} of its norm): they cannot be told apart for this {self.trace.info.architecture}. Use unit='layer'."
             )
         readers, constant = self.readers, self.readers.new_zeros(self.readers.shape[1])
         if norm is not None:
@@ -222,6 +212,93 @@ def _refusal(trace: Trace, row: int, parts: str, share: float) -> str:
         f"{where} of this {trace.info.architecture} does not add up: the residual stream before it + {parts or 'nothing'} differs from the one"
         f" after it by {share:.1e} of its norm. Its hooks show something else than what is added, so a decomposition would be wrong and is refused."
     )
+
+
+def stream_writes(trace: Trace, n_blocks: int) -> list[tuple[int, str, str]]:
+    """What is written to the residual stream before block ``n_blocks``, in order: the row (0: the embeddings, b + 1: block b), the component's
+    name and the hook that shows it."""
+    writes = [(0, "embed", "hook_embed")]
+    if "hook_pos_embed" in trace:  # some models have the hook and never reach it
+        writes.append((0, "pos_embed", "hook_pos_embed"))
+    writes += [(block + 1, f"{part} {block}", f"blocks.{block}.hook_{part}_out") for block in range(n_blocks) for part in ("attn", "mlp")]
+    return [(row, name, hook) for row, name, hook in writes if hook in hook_names(trace.model)]
+
+
+def norm_between(
+    trace: Trace,
+    block: int,
+    names: Sequence[str],
+    before: torch.Tensor,
+    after: torch.Tensor,
+    through: Callable[[torch.Tensor], torch.Tensor] = lambda normed: normed,
+) -> tuple[Norm | None, float]:
+    """Which of a block's norms called ``names`` lies between ``before`` and ``after``, None if none does; and how far it is from making the one of
+    the other.
+
+    It is not looked up but measured: the one that comes nearest, relative to the norm of ``after``, over all rows.
+
+    Args:
+        before, after: [..., d_model]
+        through: what ``after`` is of what was normed.
+    """
+    module = trace.model.blocks[block]  # type: ignore[attr-defined]
+    norms: list[Norm | None] = [None]
+    norms += [read_norm(getattr(module, name), trace.model.cfg) for name in names if hasattr(module, name)]
+    size = after.norm(dim=-1).clamp_min(1e-30)
+    gaps = [float(((after - through(before if norm is None else norm(before))).norm(dim=-1) / size).max()) for norm in norms]
+    best = min(range(len(norms)), key=gaps.__getitem__)
+    return norms[best], gaps[best]
+
+
+def stream_terms(trace: Trace, n_blocks: int, start: int, stop: int, readers: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each term of the residual stream entering block ``n_blocks`` says along some directions.
+
+    Args:
+        trace: one that read what is written to the stream, and ``hook_z``.
+        n_blocks: the block.
+        start, stop: which positions; of a window of a stepped trace, those before it are negative.
+        readers: the directions. [d_model, direction]
+
+    Returns:
+        "embed", "pos_embed", "head 0.0", …, "mlp 0", … and "bias" (what attention adds whatever it reads) → [position, direction]. "attn 0" stands
+        for the heads of a block whose output is not what they make, as where an intervention wrote over it.
+    """
+    terms: dict[str, torch.Tensor] = {}
+    bias = readers.new_zeros(stop - start, readers.shape[1])
+    for row, name, hook in stream_writes(trace, n_blocks):
+        output = trace.read(hook, start, stop).detach().to(readers.dtype)  # [position, d_model]
+        heads = _head_terms(trace, row - 1, start, stop, output, readers) if name.startswith("attn") else None
+        if heads is None:
+            terms[name] = output @ readers
+        else:
+            terms |= {f"head {row - 1}.{head}": value for head, value in enumerate(heads[0])}
+            bias = bias + heads[1]
+    return {**terms, "bias": bias}
+
+
+def _head_terms(
+    trace: Trace, block: int, start: int, stop: int, output: torch.Tensor, readers: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Each head of a block [head, position, direction], and what its attention adds besides [position, direction]; None if that is not its output."""
+    attention = trace.model.blocks[block].attn  # type: ignore[attr-defined]
+    hook = f"blocks.{block}.attn.hook_z"
+    if hook not in hook_names(trace.model):
+        return None
+    z = trace.read(hook, start, stop).detach().to(readers.dtype)  # [position, head, d_head]
+    weight = attention.W_O.detach().to(readers.dtype).flatten(0, 1)  # [head · d_head, d_model]
+    bias = getattr(attention, "b_O", None)
+    made = z.flatten(1) @ weight
+    made = made if bias is None else made + bias.detach().to(made.dtype)
+    norm, gap = norm_between(trace, block, _POST_NORMS["attn"], made, output)
+    if not gap <= ROUNDING[trace.dtype]:
+        return None
+    constant, scale = readers.new_zeros(readers.shape[1]), readers.new_ones(1)
+    if norm is not None:
+        constant, scale = norm.constant(readers), norm.scale(made)  # [position, 1]
+        readers = norm.pull_back(readers, scale.new_ones(1))
+    heads = z.transpose(0, 1) @ (weight @ readers).view(*z.shape[1:], -1) / scale  # [head, position, direction]
+    added = readers.new_zeros(readers.shape[1]) if bias is None else bias.detach().to(readers.dtype) @ readers
+    return heads, added / scale + constant
 
 
 def make_goal(trace: Trace, target: str | int | torch.Tensor, versus: str | int | None, position: int) -> Goal:

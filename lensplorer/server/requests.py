@@ -66,7 +66,7 @@ class ConstraintText(Body):
 
 #: option → its type. One whose default is None may also be null.
 TYPES: dict[str, Any] = {
-    **dict.fromkeys(("position", "layer", "head", "start"), Integer),
+    **dict.fromkeys(("position", "layer", "head", "start", "query", "source"), Integer),
     **dict.fromkeys(("k", "top_k", "top", "top_heads"), Count),
     **dict.fromkeys(("target", "versus", "chosen", "a", "b"), Token),
     **dict.fromkeys(("method", "rule", "objective", "baseline", "lens", "unit", "hook", "align_by", "search"), Name),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _WIDTH = 620
+_MOST_TERMS = 16  # of a query and of a key, those that weigh most
 _ROW = 14  # pixels of a heatmap row, as far as the heights below allow
 
 
@@ -71,6 +72,45 @@ def attention_influence(result: xr.Dataset, *, theme: str = "dark") -> Any:
         quantity="attention",
         theme=theme,
     )
+
+
+@view("qk_attribution")
+def qk_attribution(result: xr.Dataset, *, theme: str = "dark") -> Any:
+    """The strongest pairs of terms as a grid, query terms down and key terms across, and the sums of its rows and columns over all terms."""
+    import holoviews as hv
+
+    about = result.attrs
+    varies = "difference" if np.isfinite(result.difference.values).all() else "contribution"  # a query with one source has no others
+    strongest = {}
+    for side in ("query", "key"):
+        values = result[f"{side}_{varies}"].values
+        strongest[side] = np.sort(np.argsort(-np.abs(values))[:_MOST_TERMS])
+    rows, columns = ([str(name) for name in result[f"{side}_term"].values[strongest[side]]] for side in ("query", "key"))
+    how = ("more ", " than to the others") if varies == "difference" else ("", "")
+    grid = heatmap(
+        result[varies].values[np.ix_(strongest["query"], strongest["key"])],
+        x="key_term",
+        y="query_term",
+        value=varies,
+        title=f"Why head {about['layer']}.{about['head']} attends {how[0]}from {about['query_position']} to {about['source_position']}{how[1]}",
+        theme=theme,
+        x_texts=columns,
+        y_texts=rows,
+        quantity="signed",
+    )
+    bars = [
+        token_bars(
+            result[f"{side}_{varies}"].values[strongest[side]],
+            names,
+            dimension=f"{side}_term",
+            value=varies,
+            title=f"Terms of the {side}",
+            quantity="signed",
+            theme=theme,
+        )
+        for side, names in (("query", rows), ("key", columns))
+    ]
+    return hv.Layout([grid, *bars]).cols(1).opts(shared_axes=False)
 
 
 @view("head_statistics", "head_scores")

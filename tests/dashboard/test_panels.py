@@ -148,6 +148,23 @@ def test_attention_by_layer_and_one_head(story):
     close(grid["values"], lp.head_scores(story.session.model).induction)
 
 
+def test_why_a_head_reads_a_source_from_the_cursor(story):
+    story("put_cursor", to=9)
+    queries, keys, pairs = figures(story, "attention", show="why", layer=2, head=2, source=4)
+    result = lp.qk_attribution(trace(story), layer=2, head=2, source=4, query=9)
+    for shown, side in ((queries, "query"), (keys, "key")):
+        close(shown["series"][0]["values"], [float(result[f"{side}_difference"].sel({f"{side}_term": name})) for name in shown["labels"]])
+        assert abs(shown["series"][0]["values"][0]) == pytest.approx(float(abs(result[f"{side}_difference"]).max()), rel=1e-3)
+    for query, key, above, whole in pairs["rows"]:
+        pair = result.sel(query_term=query, key_term=key)
+        close([above, whole], [pair.difference, pair.contribution])
+    part = part_of(story, "attention")
+    assert part["title"].startswith("Why head 2.2 reads") and part["badge"]["level"] == "good"
+    assert part_of(story, "attention", source=30)["title"].endswith("(9)")  # no source after the cursor
+    story("put_cursor", to=0)
+    assert "other sources" not in part_of(story, "attention")["note"]
+
+
 def test_attribution_of_the_candidate_pointed_at(story):
     run = trace(story, gradients=True)
     (one,) = figures(story, "attribution", method="input x gradient")

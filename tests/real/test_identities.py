@@ -138,3 +138,21 @@ def test_a_session_goes_back_to_the_same_numbers(real):
     assert session.trace().logits.shape[0] == len(session.ids)
     session.pop()
     assert torch.equal(session.trace().logits[-1], before)
+
+
+def test_an_induction_head_reads_what_a_previous_token_head_wrote(real):
+    """Of the strongest induction head's key, what sets it apart was written most by a head that attends to the token before."""
+    scores = lp.head_scores(real)
+    layer, head = np.unravel_index(int(np.nanargmax(scores.induction.values)), scores.induction.shape)
+    ids = torch.randint(1000, 40_000, (12,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = [real.tokenizer.bos_token_id, *ids, *ids]
+    trace = lp.run_trace(real, ids, reads=[lp.qk_attribution])
+    query = len(ids) - 3
+    pairs = lp.qk_attribution(trace, layer=int(layer), head=int(head), source=query - 11, query=query)
+    assert pairs.attrs["completeness"] <= 1e-5
+    assert float(pairs.pattern) > 0.5 and float(pairs.score - pairs.score_mean_of_others) > 5
+    by_head = {name: float(value) for name, value in pairs.key_difference.to_series().items() if name.startswith("head")}
+    strongest = max(by_head, key=by_head.__getitem__)
+    block, number = map(int, strongest.removeprefix("head ").split("."))
+    assert by_head[strongest] > 0.5 * float(pairs.key_difference.sum())
+    assert float(scores.previous_token[block, number]) > 0.5

@@ -48,6 +48,10 @@ CASES = {
     "attention_by_layer": ({"position": 3}, lambda t: lp.attention_by_layer(t, position=3)),
     "attention_rollout": ({}, lp.attention_rollout),
     "head_statistics": ({"exclude_first": False}, lambda t: lp.head_statistics(t, exclude_first=False)),
+    "qk_attribution": (
+        {"layer": 2, "head": 2, "source": 3, "query": 4},
+        lambda t: lp.qk_attribution(t, layer=2, head=2, source=3, query=4),
+    ),
     "head_scores": ({"batch": 2, "length": 12, "prompt": None}, lambda t: lp.head_scores(t.model, batch=2, length=12)),
     "head_clusters": ({"n_clusters": 1, "position": 0}, lambda t: lp.head_clusters(t, n_clusters=1, position=0)),  # no UMAP: it takes long
     "attribute": ({"target": " Paris", "method": "saliency"}, lambda t: attributed(t, "saliency")),

@@ -80,6 +80,20 @@ def test_a_control_changes_its_panel_alone(tab, session):
     assert len(tab.press("l").ids) == len(session.ids) + 1  # the keys are free again
 
 
+def test_a_click_on_a_pattern_says_why(tab, session):
+    panel = tab.panel("attention")
+    drawn(tab, "attention")
+    tab.control("attention", "show").select_option("one head")
+    tab.settle()
+    panel.get_by_text("Attention pattern of head 0.0").wait_for()
+    box = panel.locator("svg .hit").bounding_box()
+    tab.page.mouse.click(box["x"] + 3, box["y"] + box["height"] - 3)  # the last query, the first source
+    panel.get_by_text(re.compile(rf"^Why head 0\.0 reads .* \(0\) from .*\({len(session.ids) - 1}\)$")).wait_for()
+    assert panel.locator("table tbody tr").count() > 1
+    why = lp.qk_attribution(session.trace(), layer=0, head=0, source=0)
+    assert f"weight {float(why.pattern):.3g}" in panel.locator(".note").inner_text()
+
+
 def test_pointing_at_figures(tab, session):
     panel = tab.panel("lens")
     drawn(tab, "lens")

@@ -48,6 +48,46 @@ def test_rollout_layers_and_influence():
     assert rendered(influence).xaxis[0].formatter.args["labels"] == ["␠a", "⏎", "␠a"]
 
 
+def pairs(n_query, n_key, **changes):
+    difference = np.linspace(-1, 2, n_query * n_key).reshape(n_query, n_key)
+    variables = {
+        **{name: (["query_term", "key_term"], difference) for name in ("difference", "contribution")},
+        **{f"query_{name}": (["query_term"], difference.sum(1)) for name in ("difference", "contribution")},
+        **{f"key_{name}": (["key_term"], difference.sum(0)) for name in ("difference", "contribution")},
+    }
+    terms = {"query_term": [f"head 0.{i}" for i in range(n_query)], "key_term": [f"mlp {i}" for i in range(n_key)]}
+    attrs = {"analysis": "qk_attribution", "layer": 2, "head": 1, "query_position": 9, "source_position": 4}
+    return xr.Dataset(variables, terms, attrs).assign(**changes)
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_pairs_of_terms_are_a_grid_over_its_sums(theme):
+    made = pairs(3, 2)
+    layout = draw(made, theme=theme)
+    grid, *bars = layout
+    assert all(grid[key, query] == pytest.approx(float(made.difference[query, key])) for query in range(3) for key in range(2))
+    assert grid.opts.get("plot").kwargs["title"] == "Why head 2.1 attends more from 9 to 4 than to the others"
+    for bar, side in zip(bars, ("query", "key")):
+        np.testing.assert_allclose(bar.dimension_values("difference"), made[f"{side}_difference"])
+    assert list(bars[0].dimension_values("token")) == ["head␠0.0", "head␠0.1", "head␠0.2"]
+    rendered(layout)
+
+
+def test_of_many_terms_the_strongest_are_drawn_in_their_order():
+    made = pairs(40, 2)
+    grid, bars, _ = draw(made)
+    kept = sorted(np.argsort(-abs(made.query_difference.values))[:16])
+    assert grid.dimension_values("difference", flat=False).shape == (16, 2)
+    np.testing.assert_allclose(bars.dimension_values("difference"), made.query_difference.values[kept])
+
+
+def test_a_lone_source_is_drawn_without_others():
+    made = pairs(2, 2, difference=(["query_term", "key_term"], np.full((2, 2), np.nan)))
+    grid, *_ = draw(made)
+    assert grid[0, 1] == pytest.approx(float(made.contribution[1, 0]))
+    assert grid.opts.get("plot").kwargs["title"] == "Why head 2.1 attends from 9 to 4"
+
+
 def test_head_grids_survive_missing_values():
     grid = np.array([[0.1, np.nan], [0.3, 0.4]])
     result = xr.Dataset({"induction": (["layer", "head"], grid), "previous_token": (["layer", "head"], grid)}, attrs={"analysis": "head_scores"})

@@ -278,8 +278,12 @@ function makePanels(page) {
     if (cell) {
       const { figure, row, column } = cell;
       if (figure.pick) {
-        if (!order.includes(figure.pick.panel)) toggle(figure.pick.panel);
-        for (const [name, value] of [["show", figure.pick.show], ["layer", row], ["head", column]]) page.act("set_control", { panel: figure.pick.panel, name, value });
+        const { panel, show } = figure.pick;
+        const isPattern = figure.row === "query"; // else a grid of heads
+        if (!order.includes(panel)) toggle(panel);
+        if (isPattern) page.act("put_cursor", { to: (figure.first ?? 0) + row });
+        const at = isPattern ? [["source", positionOf(figure, column)]] : [["layer", row], ["head", column]];
+        for (const [name, value] of [["show", show], ...at]) page.act("set_control", { panel, name, value });
       } else if (figure.column === "position") page.act("put_cursor", { to: positionOf(figure, column) });
       return;
     }

@@ -1,4 +1,4 @@
-"""Where the heads look: by layer, one head's whole pattern, all heads at one position, their statistics, rollout and clusters."""
+"""Where the heads look: by layer, one head's whole pattern and why, all heads at one position, their statistics, rollout and clusters."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 
 from lensplorer.analyses.attention import attention_by_layer, attention_patterns, attention_rollout, head_statistics
 from lensplorer.analyses.heads import head_clusters, head_scores
+from lensplorer.analyses.qk import qk_attribution
 from lensplorer.dashboard.asking import Here, call
-from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, badge, columns, heat
+from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, badge, bars, columns, completeness_badge, heat, table
 from lensplorer.tokens import visible
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 HERE = Here()
 _MOST, _AFTER = 320, 24  #: positions sent of a long text, and how many of them may stand after the one looked at
+_MOST_TERMS, _MOST_PAIRS = 8, 12  #: terms of a query and of a key, and pairs, that are shown
 _SCORES = ("previous_token", "duplicate_token", "induction")
 _STATISTICS = ("variance", "entropy", "sink_share")
 
@@ -25,6 +27,7 @@ def _build(explorer: Explorer, settings: Settings) -> Picture:
     return {
         "by layer": _by_layer,
         "one head": _one_head,
+        "why": _why,
         "all heads": _all_heads,
         "statistics": _statistics,
         "scores": _scores,
@@ -68,11 +71,11 @@ def _note(explorer: Explorer, rows: np.ndarray) -> str:
     return f" Shown are positions {first} to {last - 1} of {rows.shape[1]:,}, which hold {100 * shown:.3g} % of it; position 0 holds {sink:.3g} %."
 
 
-def _pattern(explorer: Explorer, weights: np.ndarray) -> dict[str, object]:
+def _pattern(explorer: Explorer, weights: np.ndarray, **more: object) -> dict[str, object]:
     """A pattern of all queries; of a long text those about the position looked at."""
     first, last = _shown(explorer, len(weights))
     rows = explorer.shown_tokens()[first:last]
-    return _attention(weights[first:last], rows, explorer, row="query", mark_row=explorer.position - first)
+    return _attention(weights[first:last], rows, explorer, row="query", mark_row=explorer.position - first, **more)
 
 
 def _rows_badge(weights: np.ndarray) -> dict[str, str]:
@@ -94,12 +97,38 @@ def _by_layer(explorer: Explorer, settings: Settings) -> Picture:
 def _one_head(explorer: Explorer, settings: Settings) -> Picture:
     layer, head = _head(explorer, settings)
     weights = explorer(attention_patterns, layer=layer, head=head).weight.values[0, 0]
-    note = _note(explorer, weights[explorer.position][None])
+    note = "Click a cell to see why this query reads this source." + _note(explorer, weights[explorer.position][None])
     return {
-        "figures": [_pattern(explorer, weights)],
+        "figures": [_pattern(explorer, weights, pick={"panel": "attention", "show": "why"})],
         "title": f"Attention pattern of head {layer}.{head}",
         "badge": _rows_badge(weights),
         "note": note,
+    }
+
+
+def _why(explorer: Explorer, settings: Settings) -> Picture:
+    layer, head = _head(explorer, settings)
+    query = explorer.position
+    source = min(int(settings["source"]), query)
+    result = explorer(qk_attribution, layer=layer, head=head, source=source, query=query)
+    score, others = float(result.score), float(result.score_mean_of_others)
+    varies = "difference" if np.isfinite(others) else "contribution"  # the first position has no other sources
+    figures = []
+    for side in ("query", "key"):
+        terms = result[f"{side}_{varies}"].to_series()
+        terms = terms.loc[terms.abs().sort_values(ascending=False).index[:_MOST_TERMS]]
+        figures.append(bars([str(name) for name in terms.index], {f"terms of the {side}": terms.values}, unit="score"))
+    pairs = result[["difference", "contribution"]].to_dataframe()
+    pairs = pairs.loc[pairs[varies].abs().sort_values(ascending=False).index[:_MOST_PAIRS]]
+    headings = [("query", "text"), ("key", "text"), ("above the others", "signed"), ("in the score", "signed")]
+    figures.append(table(headings, [[*names, float(above), float(whole)] for names, above, whole in pairs.itertuples()]))
+    tokens = [explorer.shown_token(explorer.ids[position]) for position in (query, source)]
+    than = f", on average {others:.4g} for the other sources" if np.isfinite(others) else ""
+    return {
+        "figures": figures,
+        "title": f"Why head {layer}.{head} reads {tokens[1]} ({source}) from {tokens[0]} ({query})",
+        "badge": completeness_badge(result, "The pairs sum to the score whose softmax is the pattern: how far they miss.", good=1e-5, near=1e-4),
+        "note": f"Score {score:.4g}{than}; weight {float(result.pattern):.3g}. Bars and pairs say what lifts this source above the others.",
     }
 
 
@@ -208,6 +237,8 @@ def _seconds(explorer: Explorer, settings: Settings) -> float:
     if settings["show"] in ("one head", "statistics", "rollout"):  # the blocks' attention over the whole text again, the first time
         blocks = 1 / explorer.n_layers if settings["show"] == "one head" else 1.0
         return blocks * explorer.forward_seconds
+    if settings["show"] == "why":  # attention and MLP of the blocks before, again, where the text was stepped through
+        return 3 * min(int(settings["layer"]) + 1, explorer.n_layers) / explorer.n_layers * explorer.forward_seconds
     if settings["show"] == "scores":
         return 0.0 if explorer.has_answer(call(head_scores, HERE)) else 400 / max(1, len(explorer.ids)) * explorer.forward_seconds
     return 12.0 if settings["show"] == "clusters" and not explorer.is_imported("umap") else 0.0
@@ -216,16 +247,17 @@ def _seconds(explorer: Explorer, settings: Settings) -> float:
 ATTENTION = Panel(
     name="attention",
     title="Attention",
-    about="Where the heads look: by layer, one head, all heads, statistics, scores, rollout, clusters.",
+    about="Where the heads look: by layer, one head and why, all heads, statistics, scores, rollout, clusters.",
     build=_build,
     controls=(
-        Control("show", "show", "by layer", ("by layer", "one head", "all heads", "statistics", "scores", "rollout", "clusters")),
-        Control("layer", "block", 0, low=0, high=999, when=_only("one head")),
-        Control("head", "head", 0, low=0, high=999, when=_only("one head")),
+        Control("show", "show", "by layer", ("by layer", "one head", "why", "all heads", "statistics", "scores", "rollout", "clusters")),
+        Control("layer", "block", 0, low=0, high=999, when=_only("one head", "why")),
+        Control("head", "head", 0, low=0, high=999, when=_only("one head", "why")),
+        Control("source", "source", 0, low=0, high=10**7, when=_only("why"), about="The position that is read; the cursor is the one that reads"),
         Control("statistic", "of", "entropy", _STATISTICS, when=_only("statistics")),
         Control("score", "of", "induction", _SCORES, when=_only("scores")),
         Control("clusters", "clusters", 5, low=1, high=8, when=_only("clusters")),
     ),
-    reads=(("attention", "attention_patterns"),),
+    reads=(("attention", "attention_patterns"), ("qk", "qk_attribution")),
     seconds=_seconds,
 )
