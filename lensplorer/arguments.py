@@ -83,7 +83,7 @@ _KINDS: dict[str, Kind] = {
         lambda value: callable(getattr(value, "hooks", None)) and not hasattr(value, "tokenizer"),
         "ablate_head(layer, head) makes one, for instance",
     ),
-    "Reading": Kind("an analysis", "an analysis", lambda value: isinstance(getattr(value, "reads", None), tuple)),
+    "Analysis": Kind("an analysis", "an analysis", lambda value: isinstance(getattr(value, "reads", None), tuple)),
     "Element": Kind(
         "a figure",
         "a figure",
@@ -91,7 +91,7 @@ _KINDS: dict[str, Kind] = {
         "draw(result) makes one",
     ),
     "Metric": Kind("a metric", "a metric", _made_by("Metric"), "logit_difference(target, versus) makes one"),
-    "ActivationReading": Kind("a reading", "a reading", _made_by("Reading"), "Reading(name, vector)"),
+    "Reading": Kind("a reading", "a reading", _made_by("Reading"), "Reading(name, vector)"),
     "DecodingParams": Kind("decoding parameters", "decoding parameters", _made_by("DecodingParams"), "DecodingParams(...)"),
     "Constraint": Kind("a constraint", "a constraint", _made_by("Constraint"), 'Constraint("regex", text)'),
     "FeatureCache": Kind("a feature cache", "a feature cache", _made_by("FeatureCache")),
@@ -112,10 +112,10 @@ _KINDS: dict[str, Kind] = {
 
 #: Names of types that stand for several.
 _ALIASES = {
-    "Reads": "str | Reading | list[Any] | None",
+    "Reads": "str | Analysis | list[Any] | None",
     "HeadsLike": "int | Iterable[int] | None",
     "PositionsLike": "Positions | int | Iterable[int] | slice | None",
-    "MetricLike": "Metric | ActivationReading | str | int | tuple | Callable",
+    "MetricLike": "Metric | Reading | str | int | tuple | Callable",
 }
 
 
