@@ -23,7 +23,8 @@ from lensplorer.analyses.metrics import Measure, Metric, MetricLike, measure
 from lensplorer.analyses.residual import residual_decomposition
 from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_editable, check_hook, check_writes
-from lensplorer.running import LINEAR, Hook, run_model
+from lensplorer.linear import LINEAR
+from lensplorer.running import Hook, run_model
 from lensplorer.trace import Trace
 
 if TYPE_CHECKING:
