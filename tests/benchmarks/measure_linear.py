@@ -53,9 +53,11 @@ def names(model: Any, real: bool, count: int) -> None:
     """Of the sentences that the model itself gets right; in the real ones only so many."""
     found = {(name, versus): [0, 0] for name, _ in METHODS for versus in (False, True)}
     seconds, asked = dict.fromkeys((name for name, _ in METHODS), 0.0), 0
+    shown = 0
     for text, right, wrong in prompts(real, count):
         if real and asked == count:
             break
+        shown += 1
         trace = lp.run_trace(model, text, reads=[], gradients=True)
         if int(trace.logits[-1].argmax()) != trace.token_id(right):
             continue
@@ -68,7 +70,7 @@ def names(model: Any, real: bool, count: int) -> None:
                 top = int(result.attribution.values.argmax())
                 found[name, versus][0] += trace.token_texts[top] == right
                 found[name, versus][1] += is_of(trace.token_texts, top, right.strip())
-    print(f"\nthe right name first of all tokens, of {asked} sentences that the model gets right; in brackets: a piece of it first")
+    print(f"\nthe right name first of all tokens, of {asked} sentences that the model gets right out of {shown}; in brackets: a piece of it first")
     for (name, versus), (whole, piece) in found.items():
         print(f"  {name:18s} {'right - wrong' if versus else 'right':14s} {whole:4d} ({piece})   {seconds[name] / (2 * asked):.2f} s")
 
