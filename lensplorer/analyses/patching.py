@@ -128,8 +128,7 @@ def attribution_patching(
     Args:
         clean, corrupt, hook, metric: as ``activation_patching``; a function must be differentiable.
         gradients: True: the model's; ``"linear"``: those of the corrupt run's local linear model, which is relevance patching (RelP, Jafari et
-            al. 2025). It ranks cells worse on the models
-            measured, and is nearer in the size of some: docs/methods.md has the figures.
+            al. 2025). It ranks cells worse on the models measured, and is nearer in the size of some: docs/methods.md has the figures.
         rule: of the linear model, see ``run_trace``.
 
     Returns:

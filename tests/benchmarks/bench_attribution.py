@@ -118,10 +118,9 @@ def bench_linear(model: Any, shape: str, n_tokens: int, repeats: int, clock: Cal
     completeness = float(attribute(plain, target, method="linear").attrs["completeness"])
     print(f"the local linear model, {shape}, {n_tokens} tokens, {torch.get_num_threads()} threads: forward pass {forward:.2f} s")
     print(f"linear attribution of a trace {again:.2f} x, from the run on {whole:.2f} x; input x gradient from the run on {true:.2f} x")
-    print(
-        f"memory at the peak of run and backward pass: {memory['linear']:.0f} MB, with gradients=True {memory[True]:.0f} MB; completeness {completeness:.1e}"
-    )
-    holds = max(again, whole) <= 3.5 and 0 < memory["linear"] <= 2 * memory[True]
+    print(f"memory at the peak of run and backward pass: {memory['linear']:.0f} MB, with gradients=True {memory[True]:.0f} MB")
+    print(f"completeness {completeness:.1e}")
+    holds = max(again, whole) <= 3.5 and completeness <= 1e-5 and 0 < memory["linear"] <= 2 * memory[True]
     print(f"must be <= 3.5 x, and memory <= 2 x that of gradients=True: {'holds' if holds else 'DOES NOT HOLD'}")
 
 
