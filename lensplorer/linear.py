@@ -27,6 +27,7 @@ from lensplorer.errors import TraceError
 from lensplorer.models import LensModel, model_info
 from lensplorer.norms import read_norm
 
+LINEAR = "linear"  #: what ``gradients`` is called that asks for this
 RULES = ("gate", "half")
 
 _POSITIONS = "hook_pos_embed"

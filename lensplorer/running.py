@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from lensplorer.errors import TraceError, did_you_mean
-from lensplorer.linear import Freezing, LinearRun, Shown
+from lensplorer.linear import LINEAR, Freezing, LinearRun, Shown
 from lensplorer.locks import model_lock
 from lensplorer.models import LensModel, model_info
 from lensplorer.replay import Finished, Part, only
@@ -28,7 +28,6 @@ Hook = tuple[str, Callable[[torch.Tensor, Any], torch.Tensor]]
 _LEFT_OUT = ("*.hook_attn_scores", "*.hook_rot_*", "*.hook_result", "*.hook_[qkv]_input", "*.hook_attn_in", "*.hook_mlp_in")
 
 EMBEDDING_HOOK = "hook_embed"
-LINEAR = "linear"  #: the gradients of the local linear model
 _MOST_READS = 256  # sets of names whose points are remembered
 
 
@@ -182,7 +181,7 @@ def run_model(
         if name not in points:
             raise TraceError(f"This model has no activation {name!r}.{did_you_mean(name, points)}")
     if part is None:  # a part is bounded by who asks for it
-        require_memory(model, tokens.shape[0], tokens.shape[1], wanted, n_past=start, gradients=bool(gradients))
+        require_memory(model, tokens.shape[0], tokens.shape[1], wanted, n_past=start, gradients=gradients)
     if part is not None and part.residual is not None and part.start < int(model.cfg.n_layers):
         entry = points[f"blocks.{part.start}.hook_resid_pre"]  # what entered had been changed here already
         applied = [(name, function) for name, function in applied if points[name] is not entry]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lensplorer.errors import TraceError
+from lensplorer.linear import LINEAR
 from lensplorer.memory import free_bytes, readable
 from lensplorer.models import LensModel
 from lensplorer.segments import is_attention
@@ -15,7 +16,8 @@ _CPU_BATCH = 256
 _UNCHECKED = 256  # tokens: a run over fewer is always made
 _LIVE_SCORES = 5  # copies of one block's attention scores while it runs: raw, scaled, masked, softmax, and one in the making
 _LIVE_ROWS = 8  # and of its widest activation
-_GRAPH_SCORES, _GRAPH_ROWS = 4, 24  # what the graph keeps of each block: scores and their softmax; rows of d_model, those of the MLP counted beside
+#: What a graph keeps of each block: copies of the scores (the linear model has the pattern alone), rows of d_model, and rows of the MLP.
+_GRAPHS: dict[bool | str, tuple[int, int, int]] = {False: (0, 0, 0), True: (4, 24, 4), LINEAR: (1, 8, 4)}
 
 
 def read_bytes(model: LensModel, name: str, n: int) -> int:
@@ -42,14 +44,14 @@ def _width(cfg: Any, name: str) -> int:
     return int(cfg.d_model)
 
 
-def run_bytes(model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_past: int = 0, gradients: bool = False) -> int:
+def run_bytes(model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_past: int = 0, gradients: bool | str = False) -> int:
     """About what one run takes at its peak, beside the model.
 
     Args:
         batch, n: rows, and tokens of each.
         reads: the activations recorded.
         n_past: positions in a key-value cache before them.
-        gradients: whether the graph is kept.
+        gradients: whether a graph is kept: False, True, or ``"linear"``.
     """
     cfg = model.cfg
     size, d_model, n_layers = int(cfg.dtype.itemsize), int(cfg.d_model), int(cfg.n_layers)
@@ -57,8 +59,8 @@ def run_bytes(model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_p
     scores = int(cfg.n_heads) * n * (n + n_past) * size
     rows = n * max(d_mlp, d_model) * size
     kept = sum(read_bytes(model, name, n) if not is_attention(name) else scores for name in reads)
-    if gradients:
-        kept += n_layers * (_GRAPH_SCORES * scores + n * (_GRAPH_ROWS * d_model + 4 * d_mlp) * size)
+    of_scores, of_stream, of_mlp = _GRAPHS[gradients]
+    kept += n_layers * (of_scores * scores + n * (of_stream * d_model + of_mlp * d_mlp) * size)
     return batch * (kept + _LIVE_SCORES * scores + _LIVE_ROWS * rows + n * int(cfg.d_vocab) * size * (3 if gradients else 1))
 
 
@@ -68,7 +70,7 @@ def batch_rows(model: LensModel, n: int, row_bytes: int, max_bytes: int) -> int:
     return max(1, min(rows, _CPU_BATCH // n) if str(model.cfg.device).startswith("cpu") else rows)
 
 
-def require_memory(model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_past: int = 0, gradients: bool = False) -> None:
+def require_memory(model: LensModel, batch: int, n: int, reads: Iterable[str], *, n_past: int = 0, gradients: bool | str = False) -> None:
     """Refuse a run that would take more memory than is free. Arguments as ``run_bytes``.
 
     Raises:

@@ -32,8 +32,7 @@ from lensplorer.analyses.base import analysis, choose, make_result
 from lensplorer.analyses.metrics import Measure, Metric, Reading, aim, gap, linear_values, measure, require_complete
 from lensplorer.analyses.question import BASELINES, OBJECTIVES, Question, baseline_embedding, default_baseline, needs_gradients
 from lensplorer.errors import AnalysisError
-from lensplorer.linear import RULES
-from lensplorer.running import LINEAR
+from lensplorer.linear import LINEAR, RULES
 from lensplorer.tokens import token_text
 from lensplorer.trace import run_trace
 

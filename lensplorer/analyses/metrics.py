@@ -14,8 +14,8 @@ from lensplorer.analyses.unembedding import ROUNDING
 from lensplorer.arguments import expects
 from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_hook
-from lensplorer.linear import LinearRun
-from lensplorer.running import LINEAR, Hook, Run, run_model
+from lensplorer.linear import LINEAR, LinearRun
+from lensplorer.running import Hook, Run, run_model
 from lensplorer.tokens import token_text
 from lensplorer.trace import Trace
 

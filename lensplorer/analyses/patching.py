@@ -23,7 +23,8 @@ from lensplorer.analyses.metrics import Measure, Metric, MetricLike, measure
 from lensplorer.analyses.residual import residual_decomposition
 from lensplorer.errors import AnalysisError
 from lensplorer.interventions.checks import check_editable, check_hook, check_writes
-from lensplorer.running import LINEAR, Hook, run_model
+from lensplorer.linear import LINEAR
+from lensplorer.running import Hook, run_model
 from lensplorer.sizes import batch_rows
 from lensplorer.trace import Trace
 
@@ -127,7 +128,7 @@ def attribution_patching(
     Args:
         clean, corrupt, hook, metric: as ``activation_patching``; a function must be differentiable.
         gradients: True: the model's; ``"linear"``: those of the corrupt run's local linear model, which is relevance patching (RelP, Jafari et
-            al. 2025). Which is nearer to real patching depends on the component: docs/methods.md has figures.
+            al. 2025). It ranks cells worse on the models measured, and is nearer in the size of some: docs/methods.md has the figures.
         rule: of the linear model, see ``run_trace``.
 
     Returns:

@@ -19,6 +19,7 @@ from lensplorer.analyses.metrics import Metric
 from lensplorer.errors import SAEError
 from lensplorer.interventions.saving import from_dict
 from lensplorer.interventions.sessions import checked
+from lensplorer.linear import LINEAR
 from lensplorer.running import Intervention, Reads
 from lensplorer.saes import load_sae, sae_reads
 from lensplorer.saes.registry import BUILT_IN, built_in_ids
@@ -77,11 +78,11 @@ class Context:
         """
         return checked(self.served.model, [from_dict(one) for one in saved])
 
-    def run(self, body: RunBody, *, reads: Reads = (), gradients: bool = False) -> Trace:
+    def run(self, body: RunBody, *, reads: Reads = (), gradients: bool | str = False, rule: str = "gate") -> Trace:
         """The run that a body asks for."""
         ids = prompt_ids(self.served.model, body.model_dump()["prompt"], prepend_bos=body.prepend_bos)
         check_tokens(self.settings, ids)
-        return run_trace(self.served.model, ids, reads=reads, interventions=self.interventions(body.interventions), gradients=gradients)
+        return run_trace(self.served.model, ids, reads=reads, interventions=self.interventions(body.interventions), gradients=gradients, rule=rule)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ def _of_one_run(name: str) -> Endpoint:
     function: Any = REGISTRY[name]
 
     def call(context: Context, body: Any) -> xr.Dataset:
-        trace = context.run(body, reads=[function], gradients=_gradients(getattr(body, "method", "")))
+        method = getattr(body, "method", "")
+        graph = LINEAR if method == LINEAR else _gradients(method)
+        trace = context.run(body, reads=[function], gradients=graph, rule=getattr(body, "rule", "gate"))
         return function(trace, **options(function, body))
 
     return Endpoint(name, request_model(_title(name), function, base=RunBody, without=("trace",)), call)

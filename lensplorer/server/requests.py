@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
@@ -72,6 +72,7 @@ TYPES: dict[str, Any] = {
     **dict.fromkeys(("method", "rule", "objective", "baseline", "lens", "unit", "hook", "align_by", "search"), Name),
     **dict.fromkeys(("value_weighted", "exclude_first", "error_term", "beyond_context", "labels"), bool),
     **dict.fromkeys(("max_steps", "n_samples", "length"), Samples),
+    "gradients": bool | Literal["linear"],
     "temperature": Annotated[float, Field(gt=0)],
     "tolerance": Annotated[float, Field(gt=0)],
     "threshold": float,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lensplorer.analyses.metrics import log_prob, logit_difference
+from lensplorer.analyses.metrics import Reading, log_prob, logit_difference
 from lensplorer.analyses.patching import (
     SITES,
     activation_patching,
@@ -234,3 +234,49 @@ def test_bad_input_is_refused(tiny_model):
         activation_patching(*runs(tiny_model("neox-parallel")), "resid_mid", METRIC)
     with pytest.raises(AnalysisError, match="read-only"):
         activation_patching(*runs(tiny_model("opt", backend="bridge")), "pattern", METRIC)
+
+
+# -- relevance patching ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["gate", "half"])
+@pytest.mark.parametrize("hook", ["resid_pre", "mlp_out", "z"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_relevance_patching_against_a_slow_loop(tiny_model, name, hook, rule):
+    """The same sum, one cell at a time, from a linear run's gradients."""
+    model = tiny_model(name)
+    clean, corrupt = (run_trace(model, ids, reads=[]) for ids in ([5, 9, 30, 31, 200], [5, 9, 44, 31, 200]))
+    found = attribution_patching(clean, corrupt, hook, (3, 77), gradients="linear", rule=rule)
+    names = [SITES[hook][0].format(layer) for layer in range(3)]
+    linear = run_trace(model, corrupt.tokens.tolist(), reads=names, gradients="linear", rule=rule)
+    source = run_trace(model, clean.tokens.tolist(), reads=names)
+    slopes = linear.linear.gradients(linear.logits[-1, 3] - linear.logits[-1, 77], names).at
+    scale = found.attrs["metric_clean"] - found.attrs["metric_corrupt"]
+    for layer, at in enumerate(names):
+        moved = (source[at] - linear[at].detach()) * slopes[at]
+        wanted = (moved.sum((0, 2)) if hook == "z" else moved.sum(-1)) / scale
+        np.testing.assert_allclose(found.estimate[layer], wanted, rtol=1e-3, atol=1e-5 * float(abs(found.estimate).max()))
+    assert found.attrs["method"] == "relevance patching" and found.attrs["rule"] == rule
+
+
+def test_relevance_patching_of_patterns_is_refused(tiny_model):
+    clean, corrupt = (run_trace(tiny_model("gpt2"), ids, reads=[]) for ids in ([5, 9, 30], [5, 9, 44]))
+    with pytest.raises(AnalysisError, match="holds attention patterns"):
+        attribution_patching(clean, corrupt, "pattern", (3, 77), gradients="linear")
+
+
+def test_the_metric_may_be_an_activation_along_a_direction(tiny_model):
+    """Patching and both estimates of what reaches a probe: the stream at its own place is all of it, and what comes later none."""
+    model = tiny_model("gpt2")
+    clean, corrupt = (run_trace(model, ids, reads=[]) for ids in ([5, 9, 30, 31, 200], [5, 9, 44, 31, 200]))
+    probe = Reading("blocks.1.hook_resid_post", torch.linspace(-1, 1, 32), position=3)
+    grid = activation_patching(clean, corrupt, "resid_pre", probe)
+    row = "blocks.1.hook_resid_post"
+    values = [float(run_trace(model, trace.tokens.tolist(), reads=[row])[row][3] @ probe.vector) for trace in (clean, corrupt)]
+    assert [grid.attrs["metric_clean"], grid.attrs["metric_corrupt"]] == pytest.approx(values, rel=1e-4)
+    assert float(grid.effect.sel(layer=0, position=2)) == pytest.approx(1, abs=1e-4)
+    assert (grid.effect.sel(layer=2) == 0).all() and float(grid.effect.sel(layer=1, position=3)) != 0
+    for gradients in (True, "linear"):
+        estimate = attribution_patching(clean, corrupt, "resid_post", probe, gradients=gradients).estimate
+        assert float(estimate.sel(layer=1, position=3)) == pytest.approx(1, abs=1e-4)
+        assert (estimate.sel(layer=2) == 0).all()

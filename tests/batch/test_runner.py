@@ -22,8 +22,13 @@ RECORDS = [Record(at, {"prompt": text, "answer": " a", "name": f"row {at}"}) for
 OPTIONS = {
     "residual_decomposition": [{"target": " a"}, {"target": {"predicted": True}, "versus": " the", "unit": "head"}],
     "contrast": [{"a": " a", "b": " the"}],
-    "attribute": [{"target": {"column": "answer"}, "method": "occlusion"}, {"target": {"predicted": True}, "method": "saliency"}],
+    "attribute": [
+        {"target": {"column": "answer"}, "method": "occlusion"},
+        {"target": {"predicted": True}, "method": "saliency"},
+        {"target": " a", "method": "linear", "rule": "half"},
+    ],
     "attribution_matrix": [{"start": 1, "method": "occlusion"}, {"start": 1, "method": "input_x_gradient"}],
+    "component_attribution": [{"target": " a"}, {"target": {"predicted": True}, "unit": "head"}],
     "verify_by_ablation": [{"target": " a"}],
     "next_token": [{"k": 5}],
     "logit_lens": [{"tokens": [" a", " the"], "top_k": 2}, {}],

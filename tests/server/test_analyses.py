@@ -55,6 +55,10 @@ CASES = {
     "head_scores": ({"batch": 2, "length": 12, "prompt": None}, lambda t: lp.head_scores(t.model, batch=2, length=12)),
     "head_clusters": ({"n_clusters": 1, "position": 0}, lambda t: lp.head_clusters(t, n_clusters=1, position=0)),  # no UMAP: it takes long
     "attribute": ({"target": " Paris", "method": "saliency"}, lambda t: attributed(t, "saliency")),
+    "component_attribution": (
+        {"target": " Paris", "versus": " Oslo", "unit": "head", "rule": "half"},
+        lambda t: lp.component_attribution(t, " Paris", versus=" Oslo", unit="head", rule="half"),
+    ),
     "attribution_matrix": ({"start": 3, "method": "occlusion"}, lambda t: lp.attribution_matrix(t, 3, method="occlusion")),
     "faithfulness_curves": (
         {"attribution": {"target": " Paris", "method": "input_x_gradient"}, "n_random": 2},
@@ -86,9 +90,9 @@ PAIRS = {
         lambda a, b: lp.activation_patching(a, b, "mlp_out", (" Paris", " Oslo")),
     ),
     "attribution_patching": (
-        {"hook": "z", "metric": {"target": " Paris", "log_prob": True}},
+        {"hook": "z", "metric": {"target": " Paris", "log_prob": True}, "gradients": "linear"},
         ("clean", "corrupt"),
-        lambda a, b: lp.attribution_patching(a, b, "z", lp.log_prob(" Paris")),
+        lambda a, b: lp.attribution_patching(a, b, "z", lp.log_prob(" Paris"), gradients="linear"),
     ),
     "confirm_patching": (
         {"hook": "z", "metric": PAIR["metric"], "top": 3},
