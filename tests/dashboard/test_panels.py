@@ -82,7 +82,7 @@ def test_a_script_gives_the_numbers_on_screen(story, name):
     xr.testing.assert_allclose(space["result"], asked.value(story.explorer), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{"contribution": "total"}, {"contribution": "indirect", "unit": "head", "against": "best other candidate"}])
+@pytest.mark.parametrize("settings", [{"contribution": "total"}, {"contribution": "indirect", "unit": "head", "against": "best other"}])
 def test_a_script_of_total_contributions(story, settings):
     figures(story, "decomposition", **settings)
     space: dict[str, Any] = {}
@@ -185,10 +185,10 @@ def test_an_explanation_against_the_best_other_candidate_or_a_token(story):
     run = trace(story)
     story("select", index=2)
     assert story.explorer.selected_token() == ids[2]
-    (bars,) = figures(story, "decomposition", against="best other candidate")
+    (bars,) = figures(story, "decomposition", against="best other")
     close(bars["series"][0]["values"], lp.residual_decomposition(run, ids[2], versus=ids[0]).contribution)
     story("aim", token_id=ids[0])
-    (one,) = figures(story, "attribution", against="best other candidate")
+    (one,) = figures(story, "attribution", against="best other")
     close(one["values"], lp.attribute(run, ids[0], versus=ids[1], method="linear").attribution)
     (one,) = figures(story, "attribution", against="a token", versus=" the")
     close(one["values"], lp.attribute(run, ids[0], versus=" the", method="linear").attribution)

@@ -139,6 +139,15 @@ function drawColumns(page, figure, width, height) {
   return root;
 }
 
+/** Where things of these widths stand in a row, or in the next line where it is full. */
+function placed(widths, width) {
+  let x = 8, line = 0;
+  return widths.map((each) => {
+    if (x + each - 20 > width && x > 8) (x = 8), line++;
+    return (x += each), { x: x - each, line };
+  });
+}
+
 /** The third series of bars is told from the second by its line. */
 const dashed = (k) => (k > 1 ? "2 2" : null);
 
@@ -146,7 +155,8 @@ const dashed = (k) => (k > 1 ? "2 2" : null);
 function drawBars(page, figure, width, tall, isLarge) {
   const colours = page.colours;
   const n = figure.series.length;
-  const top = n > 1 ? 22 : 4;
+  const keys = placed(figure.series.map((series) => 36 + 6.6 * series.name.length), width);
+  const top = n > 1 ? 22 + 16 * keys.at(-1).line : 4;
   const rowHeight = Math.max(n > 1 ? 4 + 11 * n : 20, isLarge ? Math.min(34, (tall - top - 4) / figure.labels.length) : 0);
   const height = top + figure.labels.length * rowHeight + 4;
   const root = canvas(width, height);
@@ -155,10 +165,9 @@ function drawBars(page, figure, width, tall, isLarge) {
   const low = Math.min(0, ...known), high = Math.max(0, ...known, low === 0 ? 1e-12 : 0);
   const xOf = (value) => left + (inner * (value - low)) / (high - low || 1);
   if (n > 1) {
-    let x = left;
     figure.series.forEach((series, k) => {
-      root.append(shape("rect", { x, y: 5, width: 10, height: 10, fill: k ? "none" : colours.muted, stroke: colours.muted, "stroke-dasharray": dashed(k) }), label(series.name, x + 15, 14, { fill: colours.muted }));
-      x += 36 + 6.6 * series.name.length;
+      const { x, line } = keys[k];
+      root.append(shape("rect", { x, y: 5 + 16 * line, width: 10, height: 10, fill: k ? "none" : colours.muted, stroke: colours.muted, "stroke-dasharray": dashed(k) }), label(series.name, x + 15, 14 + 16 * line, { fill: colours.muted }));
     });
   }
   figure.labels.forEach((name, row) => {

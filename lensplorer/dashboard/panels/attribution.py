@@ -12,7 +12,8 @@ from lensplorer.analyses.faithfulness import attribution_agreement
 from lensplorer.analyses.question import OBJECTIVES
 from lensplorer.dashboard.asking import Call, Here, call
 from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, columns, completeness_badge, heat, symmetric
-from lensplorer.dashboard.panels.target import AGAINST, name_of, rule, versus_of
+from lensplorer.dashboard.panels.target import AGAINST, name_of, versus_of
+from lensplorer.linear import RULES
 from lensplorer.running import LINEAR
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _ABOUT = "Σ attributions = F(input) − F(baseline): how far the sum misses, relative; good within 1 %."
 _ABOUT_LINEAR = "Σ tokens + positions + biases = the logit: how far the sum misses, relative."
-_NONE = "no second method"
+_NONE = "nothing"
 #: Passes of the model, forward and backward counted as three, that a method takes on a prompt of n tokens.
 _PASSES: dict[str, Callable[[float], float]] = {
     "saliency": lambda n: 3.0,
@@ -53,6 +54,9 @@ def _methods(settings: Settings) -> list[str]:
 
 def _is_linear(settings: Settings) -> bool:
     return LINEAR in _methods(settings)
+
+
+_RULE = Control("rule", "rule", RULES[0], RULES, when=_is_linear, about="How a gated MLP's product is shared: the gate held, or half and half")
 
 
 def _options(settings: Settings, method: str) -> dict[str, Any]:
@@ -95,6 +99,8 @@ def _figure(explorer: Explorer, result: Any, method: str) -> dict[str, Any]:
         high=bound,
         quantity="signed" if signed else "attention",
         unit=str(result.attribution.attrs.get("units", "")).replace("1", ""),
+        bottom=float(np.nanmin(values, initial=0.0)),
+        top=float(np.nanmax(values, initial=0.0)),
         label=words(method),
         overlay=True,
     )
@@ -130,7 +136,7 @@ ATTRIBUTION = Panel(
     controls=(
         Control("method", "method", LINEAR, tuple(_LABELS)),
         Control("second", "beside", _NONE, (_NONE, *_LABELS), about="A second method, side by side"),
-        rule(when=_is_linear),
+        _RULE,
         Control("of", "of", "logit", tuple(OBJECTIVES), when=lambda settings: not _is_linear(settings)),
         *AGAINST,
     ),
@@ -187,7 +193,7 @@ MATRIX = Panel(
     build=_matrix,
     controls=(
         Control("method", "method", LINEAR, tuple(_LABELS)),
-        rule(when=_is_linear),
+        _RULE,
         Control("least", "at least, %", 0, low=0, high=100, about="Leave out what is weaker than this share of the strongest"),
         Control("no_special", "no special tokens", True, about="Leave out the columns of special tokens"),
     ),

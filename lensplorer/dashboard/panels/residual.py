@@ -10,7 +10,7 @@ from lensplorer.analyses.components import component_attribution
 from lensplorer.analyses.patching import verify_by_ablation
 from lensplorer.analyses.residual import residual_decomposition
 from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, bars, completeness_badge, heat, plain, symmetric
-from lensplorer.dashboard.panels.target import AGAINST, name_of, rule, versus_of
+from lensplorer.dashboard.panels.target import AGAINST, name_of, versus_of
 
 if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
@@ -27,24 +27,24 @@ _MOST_POSITIONS = 320  #: of a long text, those whose share of a part is sent
 def _build(explorer: Explorer, settings: Settings) -> Picture:
     target, kind, unit = explorer.target, settings["contribution"], settings["unit"]
     versus = versus_of(explorer, settings, target)
-    about = f"logit of {name_of(explorer, target, versus)}"
+    name = name_of(explorer, target, versus)
     options: dict[str, Any] = {"versus": versus, "unit": unit}
     if kind != _DIRECT:
-        result = explorer(component_attribution, target, **options, position=explorer.position, rule=settings["rule"])
-        logit = f"The {about}: {float(result.attrs['value']):+.4g}. Parts follow each other, so what they do in all does not sum to it."
+        result = explorer(component_attribution, target, **options, position=explorer.position)
+        logit = f"The logit of {name}: {float(result.attrs['value']):+.4g}. Parts follow each other, so what they do in all does not sum to it."
     else:  # what heads read stands at all positions
         result = (
             explorer(residual_decomposition, target, **options, position=explorer.position)
             if unit == "source"
             else explorer.look(residual_decomposition, target, **options)
         )
-        logit = f"The {about}: {float(result.attrs['logit']):+.4g}."
+        logit = f"The logit of {name}: {float(result.attrs['logit']):+.4g}."
     figure, note = {"layer": _by_layer, "head": _by_head, "source": _by_source}[unit](explorer, settings, result)
     if unit == "layer" and _can_verify(settings) and settings["verify"]:
         note = _verify(explorer, settings, target, versus, figure)
     return {
         "figures": [figure],
-        "title": f"{kind.capitalize()} contributions to the {about}",
+        "title": f"{name}: {kind} contributions",
         "note": logit + note,
         "badge": completeness_badge(result, _ABOUT[kind == _DIRECT], good=1e-4, near=1e-3),
     }
@@ -60,7 +60,7 @@ def _contributions(result: Any, kind: str) -> np.ndarray:
 def _by_layer(explorer: Explorer, settings: Settings, result: Any) -> tuple[dict[str, Any], str]:
     kind = settings["contribution"]
     series = {name: _contributions(result, name) for name in dict.fromkeys((kind, _DIRECT))}
-    more = {}
+    more: dict[str, Any] = {}
     if kind != _DIRECT:
         first = max(0, explorer.position + 1 - _MOST_POSITIONS)
         shares = result[kind].values[:, first : explorer.position + 1]
@@ -72,8 +72,7 @@ def _by_layer(explorer: Explorer, settings: Settings, result: Any) -> tuple[dict
 def _verify(explorer: Explorer, settings: Settings, target: int, versus: str | int | None, figure: dict[str, Any]) -> str:
     """Put what each part's removal costs into the figure."""
     kind = settings["contribution"]
-    options = {} if kind == _DIRECT else {"contribution": kind, "rule": settings["rule"]}
-    measured = explorer(verify_by_ablation, target, versus=versus, position=explorer.position, **options)
+    measured = explorer(verify_by_ablation, target, versus=versus, contribution=kind, position=explorer.position)
     lost = dict(zip(map(str, measured.component.values), measured.measured.values))
     figure["series"].append({"name": "lost when removed", "values": plain([lost.get(name, np.nan) for name in figure["labels"]])})
     return f" {kind.capitalize()} contribution and effect of removal correlate at {float(measured.attrs['correlation']):.2f}."
@@ -146,7 +145,6 @@ DECOMPOSITION = Panel(
             (_DIRECT, _TOTAL, _INDIRECT),
             about="Direct: straight to the logit. Indirect: through later blocks, with their attention patterns, norms and gates held. Total: both",
         ),
-        rule(when=lambda settings: settings["contribution"] != _DIRECT),
         *AGAINST,
         Control("verify", "verify by ablation", False, when=_can_verify, about="One run per part, with it removed"),
     ),

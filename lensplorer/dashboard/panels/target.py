@@ -1,29 +1,28 @@
-"""What an explanation is about: a candidate's logit, or its lead over another token; and by which rule."""
+"""What an explanation is about: a candidate's logit, or its lead over another token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lensplorer.dashboard.panels.base import Control, Settings
 from lensplorer.errors import LensplorerError
-from lensplorer.linear import RULES
 from lensplorer.tokens import visible
 
 if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
 
-NOTHING, BEST_OTHER, TOKEN = "nothing", "best other candidate", "a token"
+NOTHING, BEST_OTHER, TOKEN = "nothing", "best other", "a token"
 
 AGAINST = (
-    Control("against", "against", NOTHING, (NOTHING, BEST_OTHER, TOKEN), about="Explain the logit, or its difference to another token's"),
+    Control(
+        "against",
+        "against",
+        NOTHING,
+        (NOTHING, BEST_OTHER, TOKEN),
+        about="Explain the logit, or its difference to that of the best other candidate, or of a token",
+    ),
     Control("versus", "token", "", when=lambda settings: settings["against"] == TOKEN, about="Exactly one token, with its leading space"),
 )
-
-
-def rule(when: Callable[[Settings], bool]) -> Control:
-    """The rule of the local linear model, where it is asked."""
-    return Control("rule", "rule", RULES[0], RULES, when=when, about="How a gated MLP's product is shared: the gate held, or half and half")
 
 
 def best_other(explorer: Explorer, than: str | int) -> int | None:
