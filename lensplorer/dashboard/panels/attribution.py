@@ -84,7 +84,8 @@ def _rest(result: Any) -> str:
     terms = {"tokens": float(result.attribution.sum())}
     terms |= {name.removeprefix("rest_"): float(value) for name, value in result.attrs.items() if name.startswith("rest_") and value}
     said = ", ".join(f"{name} {value:+.4g}" for name, value in terms.items())
-    return f"{said.capitalize()}: together {float(result.attrs['value']):+.4g} logits."
+    whole = f"{float(result.attrs['value']):+.4g} logits"
+    return f"{said.capitalize()}: together {whole}." if len(terms) > 1 else f"The tokens make up the whole: {whole}."
 
 
 def _figure(explorer: Explorer, result: Any, method: str) -> dict[str, Any]:
