@@ -22,6 +22,7 @@ RECORDS = [Record(at, {"prompt": text, "answer": " a", "name": f"row {at}"}) for
 OPTIONS = {
     "residual_decomposition": [{"target": " a"}, {"target": {"predicted": True}, "versus": " the", "unit": "head"}],
     "component_attribution": [{"target": " a"}, {"target": {"predicted": True}, "versus": " the", "unit": "source"}],
+    "qk_attribution": [{"layer": 2, "head": 1, "source": 0}],
     "contrast": [{"a": " a", "b": " the"}],
     "attribute": [{"target": {"column": "answer"}, "method": "occlusion"}, {"target": {"predicted": True}, "method": "saliency"}],
     "attribution_matrix": [{"start": 1, "method": "occlusion"}, {"start": 1, "method": "input_x_gradient"}],
