@@ -19,6 +19,7 @@ import torch
 
 from lensplorer.alignment import align_tokens
 from lensplorer.analyses.base import analysis, choose, make_result
+from lensplorer.analyses.components import component_attribution
 from lensplorer.analyses.metrics import Measure, Metric, MetricLike, measure
 from lensplorer.analyses.residual import residual_decomposition
 from lensplorer.errors import AnalysisError
@@ -235,13 +236,16 @@ def verify_by_ablation(
     *,
     versus: str | int | None = None,
     unit: str = "layer",
+    contribution: str = "direct",
+    rule: str = "gate",
     position: int = -1,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
-    """Each component's direct contribution to a logit beside what its removal really costs.
+    """Each component's contribution to a logit beside what its removal really costs.
 
-    The two differ by what later layers make of a component, and by the final norm, whose scale the contribution holds fixed.
+    A direct contribution differs from it by what later layers make of a component, and by the final norm, whose scale it holds fixed. A total one
+    has what later layers make of it, but holds their attention patterns, norms and gates.
 
     >>> import lensplorer as lp
     >>> trace = lp.run_trace(lp.load_model("storyworld"), "Once upon a", reads=[lp.verify_by_ablation])
@@ -252,35 +256,42 @@ def verify_by_ablation(
         trace: any trace that read this analysis' activations.
         target, versus, position: as ``residual_decomposition``.
         unit: ``"layer"``: attention and MLP of each block; ``"head"``: each head.
+        contribution: ``"direct"``, of ``residual_decomposition``, or ``"total"``, of ``component_attribution``, summed over positions.
+        rule: of total ones, see ``lensplorer.linear``.
         batch_size, progress: as ``activation_patching``.
 
     Returns:
-        (component): predicted, the direct contribution; measured, logit (or difference) as it ran minus the same with the component's output
-        set to zero everywhere. Coordinates: component, a label; layer, and head. attrs: correlation (Pearson), target, versus, position.
+        (component): predicted, the contribution; measured, logit (or difference) as it ran minus the same with the component's output
+        set to zero everywhere. Coordinates: component, a label; layer, and head. attrs: correlation (Pearson), target, versus, position,
+        contribution.
 
     Raises:
-        As ``residual_decomposition`` and ``ablate``.
+        As ``residual_decomposition`` and ``ablate``, and ``component_attribution`` for total contributions.
 
     Cost: one forward pass per component, in batches.
     """
     choose("unit", unit, ("layer", "head"))
+    choose("contribution", contribution, ("direct", "total"))
     parts = residual_decomposition(trace, target, versus=versus, unit=unit, position=position)
+    credit = parts.contribution
+    if contribution == "total":
+        credit = component_attribution(trace, target, versus=versus, unit=unit, position=position, rule=rule).total.sum("position")
     result = measure(trace, Metric(target, versus, position=position))
     cells: list[_Cell]
     if unit == "layer":
         named = [(name, name.split()) for name in parts.component.values if name.split()[0] in ("attn", "mlp")]
         labels = [name for name, _ in named]
         layers = [int(words[1]) for _, words in named]
-        predicted = parts.contribution.sel(component=labels).values
+        predicted = credit.sel(component=labels).values
         cells = [_Cell(f"blocks.{words[1]}.hook_{words[0]}_out") for _, words in named]
         coords = {"layer": layers}
         for layer in set(layers):
             check_writes(trace.model, layer)
     else:
-        n_layers, n_heads = parts.contribution.shape
+        n_layers, n_heads = credit.shape
         pairs = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
         labels = [f"head {layer}.{head}" for layer, head in pairs]
-        predicted = parts.contribution.values.reshape(-1)
+        predicted = credit.values.reshape(-1)
         cells = [_Cell(f"blocks.{layer}.attn.hook_z", 1, head) for layer, head in pairs]
         coords = {"layer": [layer for layer, _ in pairs], "head": [head for _, head in pairs]}
     for name in {cell.name for cell in cells}:
@@ -288,7 +299,7 @@ def verify_by_ablation(
     values = _run_cells(trace, cells, result, batch_size=batch_size, progress=progress)
     measured = result.of_trace(trace) - np.array(values)
     return _side_by_side(trace, verify_by_ablation, labels, coords, predicted, measured,
-                         unit=unit, metric_name=result.name, quantity="logit", position=int(parts.attrs["position"]),
+                         unit=unit, contribution=contribution, metric_name=result.name, quantity="logit", position=int(parts.attrs["position"]),
                          target=str(parts.attrs["target"]), versus=str(parts.attrs["versus"]))  # fmt: skip
 
 

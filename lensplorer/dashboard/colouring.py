@@ -14,6 +14,7 @@ import numpy as np
 
 from lensplorer.dashboard.asking import Dictionary
 from lensplorer.errors import SAEError
+from lensplorer.running import LINEAR
 from lensplorer.tokens import visible
 
 
@@ -117,16 +118,13 @@ def _energy(ask: Ask, token_scores: Callable[..., Any]) -> Colouring:
 
 
 def _attribution(ask: Ask, attribute: Callable[..., Any]) -> Colouring:
-    result = ask(attribute, ask.aim, position=ask.position)
+    result = ask(attribute, ask.aim, method=LINEAR, position=ask.position)
     values = result.attribution.values
     bound = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
-    method = str(result.attrs["method"]).replace("_", " ")
-    title = f"Attribution ({method}) of {visible(str(result.attrs['target']))} after position {ask.position}"
-    badge = None
-    if "completeness" in result.attrs:
-        delta = float(result.attrs["completeness"])
-        level = "good" if delta <= 0.01 else "near" if delta <= 0.05 else "bad"
-        badge = Badge(f"Σ {brief(delta)}", level, "Σ attributions = F(input) − F(baseline): how far the sum misses, relative; good within 1 %.")
+    title = f"Attribution (linear) of {visible(str(result.attrs['target']))} after position {ask.position}"
+    missed = float(result.attrs["completeness"])
+    level = "good" if missed <= 1e-4 else "near" if missed <= 1e-3 else "bad"
+    badge = Badge(f"Σ {brief(missed)}", level, "Σ tokens + positions + biases = the logit: how far the sum misses, relative.")
     return Colouring(values, -bound, bound, title, badge)
 
 

@@ -46,7 +46,7 @@ def predicted_against_measured(result: xr.Dataset, *, theme: str = "dark") -> An
     limits = (float(ends[0]) - margin, float(ends[1]) + margin)
     line = hv.Curve((ends, ends), kdims=["predicted"], vdims=["measured"]).opts(color=THEMES[theme]["muted"], line_dash="dashed", line_width=1)
     points = hv.Points((predicted, measured, list(result.component.values)), kdims=["predicted", "measured"], vdims=["component"])
-    direct = result.attrs["analysis"] == "verify_by_ablation"
+    kind = result.attrs.get("contribution")  # None: of a patch
     correlation = float(result.attrs["correlation"])
     agreement = f", correlation {correlation:.2f}" if np.isfinite(correlation) else ""
     return (line * points.opts(color=CATEGORIES[0], size=8, tools=["hover"])).opts(
@@ -54,8 +54,8 @@ def predicted_against_measured(result: xr.Dataset, *, theme: str = "dark") -> An
         height=420,
         xlim=limits,
         ylim=limits,
-        title=("Direct contribution and effect of ablation" if direct else "Estimated and measured effect") + agreement,
-        xlabel="direct contribution" if direct else "estimated",
-        ylabel="effect of ablation" if direct else "measured",
+        title=(f"{kind.capitalize()} contribution and effect of ablation" if kind else "Estimated and measured effect") + agreement,
+        xlabel=f"{kind} contribution" if kind else "estimated",
+        ylabel="effect of ablation" if kind else "measured",
         bgcolor=THEMES[theme]["card"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,49 +41,53 @@ def token_similarity(result: xr.Dataset, *, theme: str = "dark") -> Any:
 @view("residual_decomposition")
 def residual_decomposition(result: xr.Dataset, *, theme: str = "dark") -> Any:
     """Signed contributions: a bar per component or neuron, a cell per head, or the strongest heads by source token."""
+    values = result.contribution.values
+    return _unit(result)(result, values, values, f"direct contributions to {_target(result)}", theme)
+
+
+@view("component_attribution")
+def component_attribution(result: xr.Dataset, *, theme: str = "dark") -> Any:
+    """Total contributions, and below them the direct ones, each drawn as a decomposition is. Summed over the positions where a part wrote."""
+    import holoviews as hv
+
+    values = {kind: (result[kind].sum("position") if "position" in result[kind].dims else result[kind]).values for kind in ("total", "direct")}
+    about = str(result.attrs["target"])
+    pictures = [_unit(result)(result, each, values["total"], f"{kind} contributions to the {about}", theme) for kind, each in values.items()]
+    return hv.Layout(pictures).cols(1).opts(shared_axes=False)
+
+
+def _unit(result: xr.Dataset) -> Callable[..., Any]:
+    """How its unit is drawn: (result, values, those that say which are strongest, title, theme) → element."""
     draw_unit = {"layer": _by_component, "head": _by_head, "neuron": _by_neuron, "source": _by_source}
     unit = result.attrs.get("unit", "")
     if unit not in draw_unit:
         raise AnalysisError(f"This decomposition has no unit that can be drawn: {unit!r}, expected one of {', '.join(draw_unit)}.")
-    return draw_unit[unit](result, theme)
+    return draw_unit[unit]
 
 
-def _by_component(result: xr.Dataset, theme: str) -> Any:
-    names = [str(name) for name in result.component.values]
-    return _signed_bars(result.contribution.values, names, "component", f"Direct contributions to {_target(result)}", theme)
+def _by_component(result: xr.Dataset, values: np.ndarray, _: np.ndarray, title: str, theme: str) -> Any:
+    return _signed_bars(values, [str(name) for name in result.component.values], "component", title[:1].upper() + title[1:], theme)
 
 
-def _by_neuron(result: xr.Dataset, theme: str) -> Any:
-    values = result.contribution.values
-    order = np.argsort(-np.abs(values))[:_MOST_ROWS]
-    title = f"Neurons of block {result.attrs['layer']}: contributions to {_target(result)}"
-    return _signed_bars(values[order], [str(index) for index in order], "neuron", title, theme)
+def _by_neuron(result: xr.Dataset, values: np.ndarray, strength: np.ndarray, title: str, theme: str) -> Any:
+    order = np.argsort(-np.abs(strength))[:_MOST_ROWS]
+    return _signed_bars(values[order], [str(index) for index in order], "neuron", f"Neurons of block {result.attrs['layer']}: {title}", theme)
 
 
-def _by_head(result: xr.Dataset, theme: str) -> Any:
-    return heatmap(
-        result.contribution.values,
-        x="head",
-        y="layer",
-        value="contribution",
-        title=f"Heads: contributions to {_target(result)}",
-        theme=theme,
-        y_title="block",
-        quantity="signed",
-    )
+def _by_head(result: xr.Dataset, values: np.ndarray, _: np.ndarray, title: str, theme: str) -> Any:
+    title = f"Heads: {title}"
+    return heatmap(values, x="head", y="layer", value="contribution", title=title, theme=theme, y_title="block", quantity="signed")
 
 
-def _by_source(result: xr.Dataset, theme: str) -> Any:
-    values = result.contribution.values  # [layer, head, source]
-    n_heads = values.shape[1]
-    flat = values.reshape(-1, values.shape[2])
-    order = np.argsort(-np.abs(flat.sum(1)))[:_MOST_ROWS]
+def _by_source(result: xr.Dataset, values: np.ndarray, strength: np.ndarray, title: str, theme: str) -> Any:
+    n_heads = values.shape[1]  # [layer, head, source]
+    order = np.argsort(-np.abs(strength.sum(-1)), axis=None)[:_MOST_ROWS]
     grid = heatmap(
-        flat[order],
+        values.reshape(-1, values.shape[2])[order],
         x="source",
         y="head",
         value="contribution",
-        title=f"Which token each head read for {_target(result)}",
+        title=f"By the token read: {title}",
         theme=theme,
         x_texts=list(result.source_token.values),
         quantity="signed",

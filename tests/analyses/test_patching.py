@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lensplorer.analyses.components import component_attribution
 from lensplorer.analyses.metrics import Reading, log_prob, logit_difference
 from lensplorer.analyses.patching import (
     SITES,
@@ -157,17 +158,20 @@ def test_confirming_measures_the_top_cells(tiny_model):
 
 @pytest.mark.parametrize(("name", "backend"), MODELS)
 @pytest.mark.parametrize("unit", ["layer", "head"])
-def test_both_sides_are_what_they_say(tiny_model, name, backend, unit):
+@pytest.mark.parametrize("contribution", ["direct", "total"])
+def test_both_sides_are_what_they_say(tiny_model, name, backend, unit, contribution):
     model = tiny_model(name, backend=backend)
     trace = run_trace(model, CLEAN)
-    result = verify_by_ablation(trace, 20, versus=30, unit=unit, batch_size=5)
-    direct = residual_decomposition(trace, 20, versus=30, unit=unit).contribution
+    result = verify_by_ablation(trace, 20, versus=30, unit=unit, contribution=contribution, batch_size=5)
+    credit = residual_decomposition(trace, 20, versus=30, unit=unit).contribution
+    if contribution == "total":
+        credit = component_attribution(trace, 20, versus=30, unit=unit).total.sum("position")
     for i, component in enumerate(result.component.values):
         layer = int(result.layer[i])
         if unit == "head":
-            removed, expected = ablate_head(layer, int(result["head"][i])), float(direct[layer, int(result["head"][i])])
+            removed, expected = ablate_head(layer, int(result["head"][i])), float(credit[layer, int(result["head"][i])])
         else:
-            removed, expected = (ablate_attention if component.startswith("attn") else ablate_mlp)(layer), float(direct.sel(component=component))
+            removed, expected = (ablate_attention if component.startswith("attn") else ablate_mlp)(layer), float(credit.sel(component=component))
         effect = difference(trace) - difference(run_trace(model, CLEAN, interventions=[removed]))
         assert float(result.predicted[i]) == pytest.approx(expected, abs=1e-5)
         assert float(result.measured[i]) == pytest.approx(effect, abs=1e-4)

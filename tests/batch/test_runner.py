@@ -21,6 +21,8 @@ RECORDS = [Record(at, {"prompt": text, "answer": " a", "name": f"row {at}"}) for
 #: Options of the analyses that need some; those not here run on their defaults.
 OPTIONS = {
     "residual_decomposition": [{"target": " a"}, {"target": {"predicted": True}, "versus": " the", "unit": "head"}],
+    "component_attribution": [{"target": " a"}, {"target": {"predicted": True}, "versus": " the", "unit": "source"}],
+    "qk_attribution": [{"layer": 2, "head": 1, "source": 0}],
     "contrast": [{"a": " a", "b": " the"}],
     "attribute": [
         {"target": {"column": "answer"}, "method": "occlusion"},

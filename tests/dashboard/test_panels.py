@@ -82,6 +82,14 @@ def test_a_script_gives_the_numbers_on_screen(story, name):
     xr.testing.assert_allclose(space["result"], asked.value(story.explorer), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{"contribution": "total"}, {"contribution": "indirect", "unit": "head", "against": "best other"}])
+def test_a_script_of_total_contributions(story, settings):
+    figures(story, "decomposition", **settings)
+    space: dict[str, Any] = {}
+    exec(compile(script_of(story.explorer, "decomposition"), "script", "exec"), {"print": lambda *said: None}, space)
+    xr.testing.assert_allclose(space["result"], story.explorer.asked_by("decomposition")[0].value(story.explorer), rtol=1e-3, atol=1e-4)
+
+
 def test_a_script_under_interventions_gives_the_changed_numbers(story):
     story("set_control", panel="interventions", name="kind", value="ablate head")
     story("intervene")
@@ -139,6 +147,76 @@ def test_decomposition_by_layer_head_and_source(story):
     close(grid["values"][0], lp.residual_decomposition(run, target, unit="source").contribution.values[layer, head])
 
 
+def test_what_parts_contribute_in_all_beside_their_direct_share_and_their_removal(story):
+    story("put_cursor", to=14)
+    target, run, options = story.explorer.selected_token(), trace(story), {"position": 14}
+    parts = lp.component_attribution(run, target, **options)
+    (bars,) = figures(story, "decomposition", contribution="total")
+    assert bars["labels"] == [str(name) for name in parts.component.values]
+    for series in bars["series"]:
+        close(series["values"], parts[series["name"]].sum("position"))
+    assert [series["name"] for series in bars["series"]] == ["total", "direct"]
+    close(bars["overlay"]["values"], parts.total.values[:, :15])
+    (bars,) = figures(story, "decomposition", verify=True)
+    measured = lp.verify_by_ablation(run, target, contribution="total", **options)
+    lost = dict(zip(bars["labels"], bars["series"][2]["values"]))
+    close([lost[str(name)] for name in measured.component.values], measured.measured)
+    assert f"correlate at {measured.attrs['correlation']:.2f}" in part_of(story, "decomposition")["note"]
+    (bars,) = figures(story, "decomposition", contribution="indirect")
+    close(bars["series"][0]["values"], parts.indirect.sum("position"))
+    (grid,) = figures(story, "decomposition", unit="head")
+    close(grid["values"], lp.component_attribution(run, target, unit="head", **options).indirect.sum("position"))
+    (grid,) = figures(story, "decomposition", unit="source", contribution="total")
+    layer, head = map(int, grid["rows"][0].split("."))
+    close(grid["values"][0], lp.component_attribution(run, target, unit="source", **options).total.values[layer, head])
+    assert part_of(story, "decomposition")["badge"]["level"] == "good"
+
+
+def test_the_long_text_of_a_component_is_sent_in_part(story, monkeypatch):
+    monkeypatch.setattr("lensplorer.dashboard.panels.residual._MOST_POSITIONS", 5)
+    (bars,) = figures(story, "decomposition", contribution="total")
+    n = len(story.session.ids)
+    assert bars["overlay"]["first"] == n - 5
+    close(bars["overlay"]["values"], lp.component_attribution(trace(story), story.explorer.selected_token()).total.values[:, n - 5 :])
+
+
+def test_an_explanation_against_the_best_other_candidate_or_a_token(story):
+    ids = story.picture["candidates"]["ids"]
+    run = trace(story)
+    story("select", index=2)
+    assert story.explorer.selected_token() == ids[2]
+    (bars,) = figures(story, "decomposition", against="best other")
+    close(bars["series"][0]["values"], lp.residual_decomposition(run, ids[2], versus=ids[0]).contribution)
+    story("aim", token_id=ids[0])
+    (one,) = figures(story, "attribution", against="best other")
+    close(one["values"], lp.attribute(run, ids[0], versus=ids[1], method="linear").attribution)
+    (one,) = figures(story, "attribution", against="a token", versus=" the")
+    close(one["values"], lp.attribute(run, ids[0], versus=" the", method="linear").attribution)
+    assert part_of(story, "attribution")["title"].endswith(" − ␠the")
+    (one,) = figures(story, "attribution", versus="")
+    close(one["values"], lp.attribute(run, ids[0], method="linear").attribution)
+
+
+def test_the_linear_attribution_is_the_first_and_shows_what_is_no_tokens(story, tiny_model):
+    part = part_of(story, "attribution")
+    result = lp.attribute(trace(story), story.explorer.aim, method="linear")
+    close(part["figures"][0]["values"], result.attribution)
+    assert part["badge"]["level"] == "good"
+    for term in ("rest_positions", "rest_biases", "value"):
+        assert f"{result.attrs[term]:+.4g}" in part["note"]
+    story("go_to_view", index=list(story.explorer.views).index("attribution"))
+    (colours,) = [each["colouring"] for each in later_parts(story.explorer) if "colouring" in each]
+    close(colours["values"], result.attribution)
+    gated = Driver(Options(prompt="the cat sat on"), tiny_model("llama"))
+    for rule in ("gate", "half"):
+        (one,) = figures(gated, "attribution", rule=rule)
+        close(one["values"], lp.attribute(trace(gated), gated.explorer.aim, method="linear", rule=rule).attribution)
+    names = [control["name"] for control in part_of(gated, "attribution", method="occlusion")["controls"]]
+    assert "rule" not in names and "of" in names
+    names = [control["name"] for control in part_of(gated, "attribution", second="linear")["controls"]]
+    assert "rule" in names and "of" not in names  # both explain the logit
+
+
 def test_attention_by_layer_and_one_head(story):
     (grid,) = figures(story, "attention")
     close(grid["values"][::-1], lp.attention_by_layer(trace(story)).weight)
@@ -182,7 +260,7 @@ def test_attribution_of_the_candidate_pointed_at(story):
 def test_the_matrix_leaves_out_what_is_weak_and_special(story):
     (grid,) = figures(story, "matrix", no_special=False)
     start = story.session.state.prompt.n_given
-    whole = lp.attribution_matrix(trace(story, gradients=True), start, method="input_x_gradient").attribution.values
+    whole = lp.attribution_matrix(trace(story), start, method="linear").attribution.values
     close(grid["values"], whole)
     assert grid["row_positions"] == list(range(start, len(story.session.ids)))
     (grid,) = figures(story, "matrix", no_special=True, least=50)

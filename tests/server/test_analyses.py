@@ -38,6 +38,10 @@ CASES = {
     "contrast": ({"a": " Paris", "b": " Oslo"}, lambda t: lp.contrast(t, " Paris", " Oslo")),
     "residual_norms": ({}, lp.residual_norms),
     "residual_decomposition": ({"target": " Paris", "unit": "head"}, lambda t: lp.residual_decomposition(t, " Paris", unit="head")),
+    "component_attribution": (
+        {"target": " Paris", "versus": " Oslo", "unit": "head", "rule": "half"},
+        lambda t: lp.component_attribution(t, " Paris", versus=" Oslo", unit="head", rule="half"),
+    ),
     "token_similarity": ({"position": 1}, lambda t: lp.token_similarity(t, position=1)),
     "hidden_similarity": ({}, lp.hidden_similarity),
     "attention_patterns": ({}, lp.attention_patterns),
@@ -75,7 +79,10 @@ CASES = {
         {"saes": [{**SAE, "sae_id": "resid_1"}, SAE], "k": 4},
         lambda t: lp.cross_layer_features(t, [lp.load_sae("storyworld", "resid_1"), sae()], k=4),
     ),
-    "verify_by_ablation": ({"target": " Paris"}, lambda t: lp.verify_by_ablation(t, " Paris")),
+    "verify_by_ablation": (
+        {"target": " Paris", "contribution": "total"},
+        lambda t: lp.verify_by_ablation(t, " Paris", contribution="total"),
+    ),
     "sampling_distribution": (
         {"k": 4, "n_prompt": 3, "params": {"temperature": 0.9, "presence_penalty": 0.5}},
         lambda t: lp.sampling_distribution(t, k=4, n_prompt=3, params=lp.DecodingParams(temperature=0.9, presence_penalty=0.5, seed=None)),

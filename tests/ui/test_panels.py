@@ -108,6 +108,40 @@ def test_pointing_at_figures(tab, session):
     assert tab.locator(".token.pointed").count() == 0
 
 
+def test_the_text_takes_the_colours_of_the_bar_that_is_pointed_at(tab, session):
+    tab.press("1")
+    coloured = tab.locator(".token[style*=background]")
+    assert coloured.count() == 0
+    panel = tab.panel("decomposition")
+    tab.control("decomposition", "contribution").select_option("total")
+    tab.settle()
+    panel.get_by_text(re.compile(": total contributions$")).wait_for()
+    panel.locator("rect.datum[data-row='0']").first.hover()
+    target = int(lp.next_token(session.trace(), k=1).token_id[0])
+    parts = lp.component_attribution(session.trace(), target)
+    assert coloured.count() == len(session.ids)
+    shown = f"{float(parts.total.sel(component='embed').sum()):.3g}".replace("-", "−")
+    assert shown[:4] in tab.locator(".tip:visible").inner_text()
+    tab.page.mouse.move(5, 300)
+    assert coloured.count() == 0
+    panel = tab.panel("attribution")
+    drawn(tab, "attribution")
+    panel.locator("rect.hit").nth(2).hover()
+    assert coloured.count() == len(session.ids)
+
+
+def test_an_attribution_says_what_is_no_tokens_and_is_held_against_the_next_candidate(tab, session):
+    panel = tab.panel("attribution")
+    drawn(tab, "attribution")
+    first, second = map(int, lp.next_token(session.trace(), k=2).token_id)
+    for versus in (None, second):
+        result = lp.attribute(session.trace(), first, versus=versus, method="linear")
+        panel.get_by_text(f"positions {result.attrs['rest_positions']:+.3g}"[:14]).wait_for()
+        tab.control("attribution", "against").select_option("best other")
+        tab.settle()
+    assert "−" in panel.locator("h2").inner_text()
+
+
 def test_copy_as_python_gives_the_numbers(tab, session):
     panel = tab.panel("decomposition")
     drawn(tab, "decomposition")

@@ -84,6 +84,32 @@ def test_titles_name_the_target():
     assert draw(made).opts.get("plot").kwargs["title"] == "Direct contributions to ␠mat against ␠dog"
 
 
+@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize(
+    ("unit", "dims", "shape"),
+    [
+        ("layer", ["component", "position"], (4, 3)),
+        ("head", ["layer", "head", "position"], (2, 4, 3)),
+        ("neuron", ["neuron", "position"], (40, 3)),
+        ("source", ["layer", "head", "source"], (2, 12, 3)),
+    ],
+)
+def test_total_and_direct_contributions_of_the_same_parts(theme, unit, dims, shape):
+    total = np.linspace(-2, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    coords = {"layer": {"component": np.array(["embed", "attn 0", "mlp 0", "attn 1"], dtype=object)}, "source": {"source_token": ("source", TOKENS)}}
+    attrs = {"analysis": "component_attribution", "target": "logit of ' mat'", "unit": unit, "layer": 1}
+    made = xr.Dataset({"total": (dims, total), "direct": (dims, (total[::-1] + 0.1).astype(np.float32))}, coords.get(unit, {}), attrs)
+    drawn = draw(made, theme=theme)
+    for name, element in zip(("total", "direct"), drawn):
+        values = made[name].values.reshape(-1, 3)
+        if unit in ("neuron", "source"):  # the strongest by their total
+            values = values[np.argsort(-abs(total.reshape(-1, 3).sum(1)))[:16]]
+        shown = values if unit == "source" else values.sum(1)
+        np.testing.assert_allclose(np.sort(element.dimension_values("contribution")), np.sort(shown.ravel()), rtol=1e-5, atol=1e-6)
+        assert element.opts.get("plot").kwargs["title"].lower().endswith(f"{name} contributions to the logit of ' mat'")
+    hv.render(drawn)
+
+
 def test_an_unknown_unit_is_refused():
     with pytest.raises(AnalysisError, match="expected one of layer, head, neuron, source"):
         draw(parts("block", ["component"], (1,)))

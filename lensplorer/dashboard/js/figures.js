@@ -139,12 +139,25 @@ function drawColumns(page, figure, width, height) {
   return root;
 }
 
+/** Where things of these widths stand in a row, or in the next line where it is full. */
+function placed(widths, width) {
+  let x = 8, line = 0;
+  return widths.map((each) => {
+    if (x + each - 20 > width && x > 8) (x = 8), line++;
+    return (x += each), { x: x - each, line };
+  });
+}
+
+/** The third series of bars is told from the second by its line. */
+const dashed = (k) => (k > 1 ? "2 2" : null);
+
 /** Rows of horizontal bars from zero. */
 function drawBars(page, figure, width, tall, isLarge) {
   const colours = page.colours;
   const n = figure.series.length;
-  const top = n > 1 ? 22 : 4;
-  const rowHeight = Math.max(n > 1 ? 26 : 20, isLarge ? Math.min(34, (tall - top - 4) / figure.labels.length) : 0);
+  const keys = placed(figure.series.map((series) => 36 + 6.6 * series.name.length), width);
+  const top = n > 1 ? 22 + 16 * keys.at(-1).line : 4;
+  const rowHeight = Math.max(n > 1 ? 4 + 11 * n : 20, isLarge ? Math.min(34, (tall - top - 4) / figure.labels.length) : 0);
   const height = top + figure.labels.length * rowHeight + 4;
   const root = canvas(width, height);
   const left = 84, right = 64, inner = width - left - right;
@@ -153,8 +166,8 @@ function drawBars(page, figure, width, tall, isLarge) {
   const xOf = (value) => left + (inner * (value - low)) / (high - low || 1);
   if (n > 1) {
     figure.series.forEach((series, k) => {
-      const x = left + k * 140;
-      root.append(shape("rect", { x, y: 5, width: 10, height: 10, fill: k ? "none" : colours.muted, stroke: colours.muted }), label(series.name, x + 15, 14, { fill: colours.muted }));
+      const { x, line } = keys[k];
+      root.append(shape("rect", { x, y: 5 + 16 * line, width: 10, height: 10, fill: k ? "none" : colours.muted, stroke: colours.muted, "stroke-dasharray": dashed(k) }), label(series.name, x + 15, 14 + 16 * line, { fill: colours.muted }));
     });
   }
   figure.labels.forEach((name, row) => {
@@ -166,7 +179,7 @@ function drawBars(page, figure, width, tall, isLarge) {
       const fill = colourOf(page, figure, figure.quantity === "signed" ? Math.sign(value) * figure.high * 0.85 : value).fill;
       const thick = n > 1 ? 9 : 14, barY = y + (n > 1 ? 3 + 11 * k : 3);
       const x = Math.min(xOf(0), xOf(value)), w = Math.max(1, Math.abs(xOf(value) - xOf(0)));
-      root.append(shape("rect", { class: "datum", x, y: barY, width: w, height: thick, fill: k ? "none" : fill, stroke: k ? colours.text : null, "stroke-opacity": 0.75, "data-tip": `${name}\n${series.name}\n${formatValue(value, figure.unit)}` }));
+      root.append(shape("rect", { class: "datum", x, y: barY, width: w, height: thick, fill: k ? "none" : fill, stroke: k ? colours.text : null, "stroke-opacity": 0.75, "stroke-dasharray": dashed(k), "data-row": row, "data-tip": `${name}\n${series.name}\n${formatValue(value, figure.unit)}` }));
       const before = value < 0 && x - 44 > left; // left of its bar, where that leaves the names alone
       if (!k) root.append(label(formatNumber(value), before ? x - 5 : Math.max(x + w, xOf(0)) + 5, y + (n > 1 ? 11 : rowHeight / 2 + 4), { anchor: before ? "end" : "start", fill: colours.muted, size: 11 }));
     });

@@ -234,21 +234,24 @@ function makePanels(page) {
       const rows = figure.tops ? figure.tops[row][column].map(([token, p]) => [token, formatProbability(p)]) : [];
       showTip(lines, rows, value == null ? "" : formatValue(value, figure.unit), event);
       page.hover(figure.column === "position" ? position : null);
-      if (figure.overlay) page.overlay({ values: spread(figure, row), low: figure.low, high: figure.high, quantity: figure.quantity, unit: figure.unit });
+      page.overlay(figure.overlay ? coloursOf(figure, row) : null);
     } else if (marked) {
+      const figure = marked.ownerSVGElement?.figure;
       const [first, ...rest] = marked.dataset.tip.split("\n");
       showTip(rest.slice(0, -1).length ? [first, ...rest.slice(0, -1)] : [first], [], rest.at(-1) ?? "", event);
       page.hover(marked.dataset.position != null ? Number(marked.dataset.position) : null);
+      page.overlay(figure?.overlay ? coloursOf(figure, marked.dataset.row) : null);
     } else unpoint();
   }
 
   const positionOf = (figure, column) => (figure.positions ? figure.positions[column] : (figure.first ?? 0) + column);
 
-  /** A row of a figure as a number per token of the strip. */
-  function spread(figure, row) {
+  /** What the strip takes on while a row of a figure is pointed at: the row, what the figure has for it, or its one number per token. */
+  function coloursOf(figure, row) {
+    const from = figure.overlay?.values ? figure.overlay : figure;
     const values = new Array(page.strip.tokens.length).fill(null);
-    figure.values[row].forEach((value, column) => (values[positionOf(figure, column)] = value));
-    return values;
+    (from.kind === "columns" ? from.values : from.values[row]).forEach((value, column) => (values[positionOf(from, column)] = value));
+    return { values, low: from.low, high: from.high, quantity: from.quantity, unit: from.unit };
   }
 
   function unpoint() {
@@ -295,7 +298,7 @@ function makePanels(page) {
   function rowFor(position) {
     const figure = page["panel.matrix"]?.figures?.[0];
     const row = figure?.row_positions?.indexOf(position) ?? -1;
-    return row < 0 || !frames.has("matrix") ? null : { values: spread(figure, row), low: figure.low, high: figure.high, quantity: figure.quantity, unit: figure.unit };
+    return row < 0 || !frames.has("matrix") ? null : coloursOf(figure, row);
   }
 
   /** A thin line at a position in every figure over the token axis. */

@@ -12,19 +12,22 @@ from lensplorer.analyses.faithfulness import attribution_agreement
 from lensplorer.analyses.question import OBJECTIVES
 from lensplorer.dashboard.asking import Call, Here, call
 from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, columns, completeness_badge, heat, symmetric
-from lensplorer.tokens import visible
+from lensplorer.dashboard.panels.target import AGAINST, name_of, versus_of
+from lensplorer.linear import RULES
+from lensplorer.running import LINEAR
 
 if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
 
 _ABOUT = "Σ attributions = F(input) − F(baseline): how far the sum misses, relative; good within 1 %."
-_NONE = "no second method"
+_ABOUT_LINEAR = "Σ tokens + positions + biases = the logit: how far the sum misses, relative."
+_NONE = "nothing"
 #: Passes of the model, forward and backward counted as three, that a method takes on a prompt of n tokens.
 _PASSES: dict[str, Callable[[float], float]] = {
     "saliency": lambda n: 3.0,
     "input_x_gradient": lambda n: 3.0,
     "input_x_gradient_norm": lambda n: 3.0,
-    "linear": lambda n: 3.0,
+    LINEAR: lambda n: 3.0,
     "integrated_gradients": lambda n: 3.0 * 40,
     "occlusion": lambda n: n,
     "attention": lambda n: 0.0,
@@ -44,9 +47,45 @@ def words(method: str) -> str:
 _LABELS = {words(method): method for method in METHODS}
 
 
+def _methods(settings: Settings) -> list[str]:
+    """Those shown, one or two."""
+    return [_LABELS[name] for name in (settings["method"], settings.get("second", _NONE)) if name != _NONE]
+
+
+def _is_linear(settings: Settings) -> bool:
+    return LINEAR in _methods(settings)
+
+
+_RULE = Control("rule", "rule", RULES[0], RULES, when=_is_linear, about="How a gated MLP's product is shared: the gate held, or half and half")
+
+
+def _options(settings: Settings, method: str) -> dict[str, Any]:
+    return {"method": method} | ({"rule": settings["rule"]} if method == LINEAR else {})
+
+
 def _question(explorer: Explorer, settings: Settings, method: str) -> Call:
-    options = {"versus": settings["versus"] or None, "method": method, "objective": settings["of"], "position": explorer.position}
+    objective = "logit" if _is_linear(settings) else settings["of"]
+    versus = versus_of(explorer, settings, explorer.aim)
+    options = {**_options(settings, method), "versus": versus, "objective": objective, "position": explorer.position}
     return call(attribute, Here(gradients=method in GRADIENT_METHODS), explorer.aim, **options)
+
+
+def _badge(result: Any) -> dict[str, str] | None:
+    """The identity of the method, where it has one."""
+    if result.attrs["method"] == LINEAR:
+        return completeness_badge(result, _ABOUT_LINEAR, good=1e-4, near=1e-3)
+    return completeness_badge(result, _ABOUT, good=0.01, near=0.05)
+
+
+def _rest(result: Any) -> str:
+    """What of a linear attribution is no token's."""
+    if result.attrs["method"] != LINEAR:
+        return ""
+    terms = {"tokens": float(result.attribution.sum())}
+    terms |= {name.removeprefix("rest_"): float(value) for name, value in result.attrs.items() if name.startswith("rest_") and value}
+    said = ", ".join(f"{name} {value:+.4g}" for name, value in terms.items())
+    whole = f"{float(result.attrs['value']):+.4g} logits"
+    return f"{said.capitalize()}: together {whole}." if len(terms) > 1 else f"The tokens make up the whole: {whole}."
 
 
 def _figure(explorer: Explorer, result: Any, method: str) -> dict[str, Any]:
@@ -61,33 +100,32 @@ def _figure(explorer: Explorer, result: Any, method: str) -> dict[str, Any]:
         high=bound,
         quantity="signed" if signed else "attention",
         unit=str(result.attribution.attrs.get("units", "")).replace("1", ""),
+        bottom=float(np.nanmin(values, initial=0.0)),
+        top=float(np.nanmax(values, initial=0.0)),
         label=words(method),
         overlay=True,
     )
 
 
 def _build(explorer: Explorer, settings: Settings) -> Picture:
-    methods = [_LABELS[settings["method"]]]
-    if settings["second"] != _NONE:
-        methods.append(_LABELS[settings["second"]])
+    methods = _methods(settings)
     questions = [_question(explorer, settings, method) for method in methods]
     results = [explorer.ask(question) for question in questions]
-    target = explorer.shown_token(explorer.aim)
-    against = f" − {visible(settings['versus'])}" if settings["versus"] else ""
-    picture: Picture = {
-        "figures": [_figure(explorer, result, method) for result, method in zip(results, methods)],
-        "title": f"Attribution ({', '.join(map(words, methods))}) of {target}{against}",
-        "badge": next((found for found in (completeness_badge(each, _ABOUT, good=0.01, near=0.05) for each in results) if found), None),
-    }
+    notes = [_rest(result) for result in results]
     if len(results) == 2 and methods[0] != methods[1]:
         agreement = explorer(attribution_agreement, tuple(questions))
-        picture["note"] = f"Rank correlation of the two: {float(agreement.rank_correlation.values[0, 1]):.2f}."
-    return picture
+        notes.append(f"Rank correlation of the two: {float(agreement.rank_correlation.values[0, 1]):.2f}.")
+    about = name_of(explorer, explorer.aim, versus_of(explorer, settings, explorer.aim))
+    return {
+        "figures": [_figure(explorer, result, method) for result, method in zip(results, methods)],
+        "title": f"Attribution ({', '.join(map(words, methods))}) of {about}",
+        "badge": next((found for found in map(_badge, results) if found), None),
+        "note": " ".join(filter(None, notes)),
+    }
 
 
 def _seconds(explorer: Explorer, settings: Settings) -> float:
-    chosen = [settings["method"]] + ([settings["second"]] if settings["second"] != _NONE else [])
-    return sum(_PASSES[_LABELS[method]](len(explorer.ids)) for method in chosen) * explorer.forward_seconds
+    return sum(_PASSES[method](len(explorer.ids)) for method in _methods(settings)) * explorer.forward_seconds
 
 
 ATTRIBUTION = Panel(
@@ -97,10 +135,11 @@ ATTRIBUTION = Panel(
     about="What the selected candidate, or the one pointed at, rests on: a score per token.",
     build=_build,
     controls=(
-        Control("method", "method", "integrated gradients", tuple(_LABELS)),
+        Control("method", "method", LINEAR, tuple(_LABELS)),
         Control("second", "beside", _NONE, (_NONE, *_LABELS), about="A second method, side by side"),
-        Control("of", "of", "logit", tuple(OBJECTIVES)),
-        Control("versus", "against", "", about="Explain the difference to this token: exactly one, with its leading space"),
+        _RULE,
+        Control("of", "of", "logit", tuple(OBJECTIVES), when=lambda settings: not _is_linear(settings)),
+        *AGAINST,
     ),
     seconds=_seconds,
 )
@@ -112,7 +151,7 @@ def _matrix(explorer: Explorer, settings: Settings) -> Picture:
     if start >= len(session.ids):
         return {"figures": [], "note": "Append tokens (→ or space): each generated token becomes a row here."}
     method = _LABELS[settings["method"]]
-    result = explorer.ask(call(attribution_matrix, Here(gradients=method in GRADIENT_METHODS), start, method=method))
+    result = explorer.ask(call(attribution_matrix, Here(gradients=method in GRADIENT_METHODS), start, **_options(settings, method)))
     values = result.attribution.values.astype(float)
     tokens = explorer.shown_tokens()
     keep = [s for s in range(values.shape[1]) if not (settings["no_special"] and session.ids[s] in explorer.special_ids())]
@@ -137,7 +176,7 @@ def _matrix(explorer: Explorer, settings: Settings) -> Picture:
     return {
         "figures": [figure],
         "title": f"Attribution ({words(method)}) of each generated token",
-        "badge": completeness_badge(result, _ABOUT, good=0.01, near=0.05),
+        "badge": _badge(result),
         "note": "Point at a row, or at a generated token above: the text takes its colours.",
     }
 
@@ -154,7 +193,8 @@ MATRIX = Panel(
     about="How much each token speaks for each generated token.",
     build=_matrix,
     controls=(
-        Control("method", "method", "input x gradient", tuple(_LABELS)),
+        Control("method", "method", LINEAR, tuple(_LABELS)),
+        _RULE,
         Control("least", "at least, %", 0, low=0, high=100, about="Leave out what is weaker than this share of the strongest"),
         Control("no_special", "no special tokens", True, about="Leave out the columns of special tokens"),
     ),

@@ -9,6 +9,7 @@ import numpy as np
 from lensplorer.analyses.lenses import contrast, logit_lens
 from lensplorer.dashboard.asking import Here, call
 from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, badge, heat, lines, plain
+from lensplorer.dashboard.panels.target import best_other
 from lensplorer.tokens import visible
 
 if TYPE_CHECKING:
@@ -100,10 +101,8 @@ LAYERS = Panel(
 
 
 def _contrast(explorer: Explorer, settings: Settings) -> Picture:
-    ranked = explorer.candidates().token_id.values.tolist()
     a = settings["a"] or explorer.selected_token()
-    second = next((token_id for token_id in ranked if token_id != a), None)
-    b = settings["b"] or second
+    b = settings["b"] or best_other(explorer, a)
     if b is None:
         return {"figures": [], "note": "There is no second candidate to contrast with: name one."}
     result = explorer.look(contrast, a, b)
