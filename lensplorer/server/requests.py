@@ -73,6 +73,7 @@ TYPES: dict[str, Any] = {
     **dict.fromkeys(("value_weighted", "exclude_first", "error_term", "beyond_context", "labels"), bool),
     **dict.fromkeys(("max_steps", "n_samples", "length"), Samples),
     "temperature": Annotated[float, Field(gt=0)],
+    "max_seconds": Annotated[float, Field(gt=0, le=3600)],
     "tolerance": Annotated[float, Field(gt=0)],
     "threshold": float,
     "seed": Seed,

@@ -11,6 +11,7 @@ from lensplorer.analyses.attribution import GRADIENT_METHODS, METHODS, UNSIGNED,
 from lensplorer.analyses.faithfulness import attribution_agreement
 from lensplorer.analyses.question import OBJECTIVES
 from lensplorer.dashboard.asking import Call, Here, call
+from lensplorer.dashboard.costs import key_of
 from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, columns, completeness_badge, heat, symmetric
 from lensplorer.tokens import visible
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _ABOUT = "Σ attributions = F(input) − F(baseline): how far the sum misses, relative; good within 1 %."
 _NONE = "no second method"
+_UNASKED = 3.0  # seconds after which integrated gradients stop where nobody has agreed to what they cost
 #: Passes of the model, forward and backward counted as three, that a method takes on a prompt of n tokens.
 _PASSES: dict[str, Callable[[float], float]] = {
     "saliency": lambda n: 3.0,
@@ -46,7 +48,14 @@ _LABELS = {words(method): method for method in METHODS}
 
 def _question(explorer: Explorer, settings: Settings, method: str) -> Call:
     options = {"versus": settings["versus"] or None, "method": method, "objective": settings["of"], "position": explorer.position}
+    options |= _bound(explorer, "attribution", settings, method)
     return call(attribute, Here(gradients=method in GRADIENT_METHODS), explorer.aim, **options)
+
+
+def _bound(explorer: Explorer, panel: str, settings: Settings, method: str) -> dict[str, float]:
+    """The seconds that a method without an end of its own gets: a few, unless the person has agreed to the estimate."""
+    asked = explorer.costs.is_granted(key_of(panel, dict(settings)))
+    return {"max_seconds": _UNASKED} if method == "integrated_gradients" and not asked else {}
 
 
 def _figure(explorer: Explorer, result: Any, method: str) -> dict[str, Any]:
@@ -74,12 +83,14 @@ def _build(explorer: Explorer, settings: Settings) -> Picture:
     results = [explorer.ask(question) for question in questions]
     target = explorer.shown_token(explorer.aim)
     against = f" − {visible(settings['versus'])}" if settings["versus"] else ""
+    notes = [result.attrs["note"] for result in results if "note" in result.attrs]  # in place of a picture that looks as sure as any other
     picture: Picture = {
-        "figures": [_figure(explorer, result, method) for result, method in zip(results, methods)],
+        "figures": [_figure(explorer, result, method) for result, method in zip(results, methods) if "note" not in result.attrs],
+        "note": " ".join(notes),
         "title": f"Attribution ({', '.join(map(words, methods))}) of {target}{against}",
         "badge": next((found for found in (completeness_badge(each, _ABOUT, good=0.01, near=0.05) for each in results) if found), None),
     }
-    if len(results) == 2 and methods[0] != methods[1]:
+    if len(results) == 2 and methods[0] != methods[1] and not notes:
         agreement = explorer(attribution_agreement, tuple(questions))
         picture["note"] = f"Rank correlation of the two: {float(agreement.rank_correlation.values[0, 1]):.2f}."
     return picture
@@ -112,7 +123,10 @@ def _matrix(explorer: Explorer, settings: Settings) -> Picture:
     if start >= len(session.ids):
         return {"figures": [], "note": "Append tokens (→ or space): each generated token becomes a row here."}
     method = _LABELS[settings["method"]]
-    result = explorer.ask(call(attribution_matrix, Here(gradients=method in GRADIENT_METHODS), start, method=method))
+    bound = _bound(explorer, "matrix", settings, method)
+    result = explorer.ask(call(attribution_matrix, Here(gradients=method in GRADIENT_METHODS), start, method=method, **bound))
+    if "note" in result.attrs:
+        return {"figures": [], "note": result.attrs["note"], "badge": completeness_badge(result, _ABOUT, good=0.01, near=0.05)}
     values = result.attribution.values.astype(float)
     tokens = explorer.shown_tokens()
     keep = [s for s in range(values.shape[1]) if not (settings["no_special"] and session.ids[s] in explorer.special_ids())]
