@@ -100,7 +100,7 @@ class _Path:
     def refine(self, pieces: list[_Piece], chosen: list[int]) -> list[_Piece]:
         """The pieces, those chosen in halves."""
         between = torch.cat([(pieces[index].shares[1:] + pieces[index].shares[:-1]) / 2 for index in chosen])
-        new = zip(*(numbers.split(_CUT) for numbers in (between, *self.at(between))))
+        new = zip(*(torch.split(numbers, _CUT) for numbers in (between, *self.at(between))))
         halves = {index: _pieces(*map(_interleaved, pieces[index].numbers, each)) for index, each in zip(chosen, new)}
         return [part for index, piece in enumerate(pieces) for part in halves.get(index, [piece])]
 

@@ -342,6 +342,18 @@ def test_a_long_panel_waits_for_a_word_tells_how_far_it_is_and_can_be_stopped(st
     assert panel_part(story.explorer, "attribution")["cost"] > 10  # another prompt, another question
 
 
+def test_the_estimate_of_integrated_gradients_is_in_gradients_of_such_a_model(story, monkeypatch):
+    """Learned positions hold the path together; without them a short prompt takes hundreds of gradients."""
+    story("set_control", panel="attribution", name="method", value="integrated gradients")
+    explorer = story.explorer
+    explorer.costs._per_token = 1.0
+    panel, settings = PANELS["attribution"], PANELS["attribution"].settings(explorer)
+    learned = explorer.cost(panel, settings)
+    monkeypatch.setattr(explorer.session.model.cfg, "positional_embedding_type", "rotary")
+    assert explorer.cost(panel, settings) == pytest.approx(10 * learned)
+    assert explorer.cost(panel, settings) >= 281 * len(explorer.ids)
+
+
 @pytest.mark.parametrize("name", ["attribution", "matrix"])
 def test_what_has_not_converged_is_said_and_not_drawn(story, monkeypatch, name):
     """Unasked it gets a few seconds; what the person agrees to, all that it needs."""
