@@ -22,13 +22,14 @@ Zeiler and Fergus 2014 (occlusion); Abnar and Zuidema 2020 (rollout); Achtibat e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from lensplorer.analyses.attention import PATTERN_READS, attention_rollout, rows_at
 from lensplorer.analyses.base import analysis, choose, make_result
+from lensplorer.analyses.integrated import gradients_of, integrated_gradients
 from lensplorer.analyses.metrics import Measure, Metric, Reading, aim, gap, linear_values, measure, require_complete
 from lensplorer.analyses.question import BASELINES, OBJECTIVES, Question, baseline_embedding, default_baseline, needs_gradients
 from lensplorer.errors import AnalysisError
@@ -48,8 +49,6 @@ CAPTUM_METHODS = ("gradient_shap", "deeplift", "lime", "kernel_shap", "feature_a
 METHODS = (*GRADIENT_METHODS, LINEAR, *BASELINE_METHODS, *ATTENTION_METHODS, *CAPTUM_METHODS)
 UNSIGNED = ("saliency", "input_x_gradient_norm", *ATTENTION_METHODS)
 
-#: Nodes of the first Gauss-Legendre rule, and of each piece when it does not suffice.
-_FIRST_NODES = 8
 _SOURCE = "Simonyan et al. 2014; Shrikumar et al. 2016; Sundararajan et al. 2017; Zeiler and Fergus 2014; Abnar and Zuidema 2020; Captum"
 
 
@@ -66,6 +65,7 @@ def attribute(
     baseline: str | None = None,
     tolerance: float = 0.01,
     max_steps: int = 1024,
+    max_seconds: float | None = None,
     n_samples: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -89,15 +89,17 @@ def attribute(
         objective: ``"logit"``, ``"log_prob"`` (nats) or ``"prob"``.
         baseline: the embedding that stands for no token: ``"zero"``, ``"mean"`` (over the vocabulary) or ``"pad"``. None: ``"zero"`` where the
             model adds learned positions, else ``"mean"``, since a norm is singular at a residual of zeros (see ``default_baseline``).
-        tolerance: largest relative convergence delta of integrated gradients.
+        tolerance: of integrated gradients, the largest relative error of their sum, and of a score to the largest score.
         max_steps: gradients evaluated at most to reach it.
+        max_seconds: after about so long they stop as well; None: whenever they are done. What a bound leaves depends on the machine.
         n_samples: samples of gradient SHAP, LIME and kernel SHAP. None: a default that grows with the prompt.
         seed: of those samples.
 
     Returns:
         (position): attribution, in units of F; 0 after ``position``. attrs: method; target, target_id (and versus, versus_id); objective;
         position; baseline; signed, 1 or 0; value = F. Methods with a baseline add baseline_value = F of nothing but baselines. Those
-        whose scores must sum to F(e) - F(b) add completeness, |Σ - (F(e) - F(b))| / |F(e) - F(b)|, and integrated gradients steps. ``linear``
+        whose scores must sum to F(e) - F(b) add completeness, |Σ - (F(e) - F(b))| / |F(e) - F(b)|. Integrated gradients add steps, the gradients
+        evaluated; error, the estimate that is held to ``tolerance``; and note, a sentence, only where a bound came first. ``linear``
         adds what is no token's, each computed by itself: rest_positions, rest_biases, rest_interventions; rule; and completeness,
         |Σ + rest - F| relative to the largest of F and the terms.
 
@@ -119,7 +121,7 @@ def attribute(
     target_id = trace.token_id(target)
     versus_id = None if versus is None else trace.token_id(versus)
     question = make_question(trace, [trace.position(position)], [target_id], versus_id, method=method, objective=objective, baseline=baseline)
-    scores, attrs = _answer(question, method, tolerance=tolerance, max_steps=max_steps, n_samples=n_samples, seed=seed)
+    scores, attrs = _answer(question, method, tolerance=tolerance, max_steps=max_steps, max_seconds=max_seconds, n_samples=n_samples, seed=seed)
     attrs = {name: float(values[0]) if isinstance(values, np.ndarray) else values for name, values in attrs.items()}
     return make_result(
         trace,
@@ -168,6 +170,7 @@ def attribution_matrix(
     baseline: str | None = None,
     tolerance: float = 0.01,
     max_steps: int = 1024,
+    max_seconds: float | None = None,
     n_samples: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -182,7 +185,7 @@ def attribution_matrix(
     Args:
         trace: a run over prompt and generated tokens; gradients as in ``attribute``.
         start: index of the first generated token, from 1 (the first token of all has no prediction); negative counts from the end.
-        method, rule, objective, baseline, tolerance, max_steps, n_samples, seed: as in ``attribute``.
+        method, rule, objective, baseline, tolerance, max_steps, max_seconds, n_samples, seed: as in ``attribute``.
 
     Returns:
         (generated, source): attribution; row t explains token t, predicted at position t - 1, and is 0 from source t on. ``generated``
@@ -207,7 +210,7 @@ def attribution_matrix(
         attrs = {"rule": rule, **attrs}
     else:
         question = make_question(trace, [int(t) - 1 for t in generated], targets, None, method=method, objective=objective, baseline=baseline)
-        scores, attrs = _answer(question, method, tolerance=tolerance, max_steps=max_steps, n_samples=n_samples, seed=seed)
+        scores, attrs = _answer(question, method, tolerance=tolerance, max_steps=max_steps, max_seconds=max_seconds, n_samples=n_samples, seed=seed)
     per_row = {name: values for name, values in attrs.items() if isinstance(values, np.ndarray)}
     attrs = {name: values for name, values in attrs.items() if name not in per_row}
     if "completeness" in per_row:
@@ -256,14 +259,14 @@ def _described(method: str, objective: str, baseline: str) -> dict[str, Any]:
 
 
 def _answer(
-    question: Question, method: str, *, tolerance: float, max_steps: int, n_samples: int | None, seed: int
+    question: Question, method: str, *, tolerance: float, max_steps: int, max_seconds: float | None, n_samples: int | None, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Scores [row, position] and further attrs: an array where each row has its own. [row]"""
     extra: dict[str, Any] = {"value": question.of_trace().detach().double().cpu().numpy()}
     if method in GRADIENT_METHODS:
         scores = gradient_scores(question, method)
     elif method == "integrated_gradients":
-        scores, more = integrated_gradients(question, tolerance=tolerance, max_steps=max_steps)
+        scores, more = integrated_gradients(question, tolerance=tolerance, max_steps=max_steps, max_seconds=max_seconds)
         extra |= more
     elif method == "occlusion":
         scores = occlusion(question)
@@ -300,93 +303,11 @@ def _linear_scores(trace: Trace, asked: list[Measure], *, objective: str, rule: 
 def gradient_scores(question: Question, method: str) -> torch.Tensor:
     """Saliency and input × gradient, from the trace's own graph."""
     embeddings = needs_gradients(question.trace, method, tuple(name for name in METHODS if name not in GRADIENT_METHODS))
-    gradients = _gradients(question.of_trace(), embeddings)[:, 0].float()  # [row, position, d_model]
+    gradients = gradients_of(question.of_trace(), embeddings)[:, 0].float()  # [row, position, d_model]
     if method == "saliency":
         return torch.linalg.vector_norm(gradients, dim=-1)
     product = gradients * embeddings.detach().float()
     return product.sum(-1) if method == "input_x_gradient" else torch.linalg.vector_norm(product, dim=-1)
-
-
-def _gradients(values: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-    """∂ values[row] / ∂ embeddings, one backward pass each; the graph is kept. [row] → [row, *embeddings.shape]"""
-    return torch.stack([torch.autograd.grad(value, embeddings, retain_graph=True)[0] for value in values])
-
-
-def integrated_gradients(question: Question, *, tolerance: float, max_steps: int) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Gauss-Legendre along the straight path from the baseline, refined where it errs.
-
-    The identity Σ attributions = F(b) - F(a) holds on every piece [a, b] of the path, so each piece shows its own error, and only those
-    that err are cut. Near a zero baseline a model without learned positions needs it: RMSNorm makes F jump within a thousandth of the path.
-    """
-    if not 0 < tolerance < 1:
-        raise AnalysisError(f"tolerance must be between 0 and 1, got {tolerance}.")
-    if max_steps < _FIRST_NODES:
-        raise AnalysisError(f"max_steps must be at least {_FIRST_NODES}, got {max_steps}.")
-    value = question.of_trace().detach().double().cpu()
-    start_value = question.of_path(torch.zeros(1))[0]
-    difference = value - start_value  # [row]
-    accepted = (tolerance * difference.abs()).clamp_min(question.noise)
-    pieces = [_Piece(question, 0.0, 1.0, start_value, value)]
-    steps = _FIRST_NODES
-    while True:
-        errors = torch.stack([piece.error for piece in pieces])  # [piece, row]
-        # The sum is the identity; the root of the squares keeps large errors from cancelling by luck.
-        failing = torch.maximum(errors.sum(0).abs(), errors.square().sum(0).sqrt()) > accepted
-        affordable = (max_steps - steps) // (_CUTS * _FIRST_NODES)
-        if not bool(failing.any()) or affordable == 0:
-            break
-        # A piece matters by its share of some failing row's squared error.
-        share = (errors.square() / errors.square().sum(0).clamp_min(1e-60))[:, failing].amax(-1)
-        chosen = {index for index in share.argsort(descending=True)[:affordable].tolist() if share[index] > 0.25 / len(pieces)}
-        pieces = [part for index, piece in enumerate(pieces) for part in (piece.cut(question) if index in chosen else [piece])]
-        steps += _CUTS * _FIRST_NODES * len(chosen)
-    scores = torch.stack([piece.scores for piece in pieces]).sum(0)  # [row, position]
-    return scores, {"baseline_value": start_value.numpy(), "completeness": relative_error(scores, difference), "steps": steps}
-
-
-_CUTS = 3  # parts of a piece that errs
-
-
-class _Piece:
-    """One stretch of the path, with its attributions [row, position] and how far their sum is off, signed. [row]"""
-
-    def __init__(self, question: Question, low: float, high: float, low_value: torch.Tensor, high_value: torch.Tensor) -> None:
-        self.low, self.high, self.low_value, self.high_value = low, high, low_value, high_value
-        shares, weights = _nodes(low, high)
-        self.scores = torch.zeros(question.rows, question.length, dtype=torch.float64)
-        for at, weight in zip(question.batches(shares, gradients=True), question.batches(weights, gradients=True)):
-            values, found = question.run(question.along(at), len(at), gradients=True)
-            leaf = cast(torch.Tensor, found)
-            gradients = _gradients((values * weight.to(values)[:, None]).sum(0), leaf)  # [row, node, position, d_model]
-            # leaf = b + α (e - b), so (e - b) = (leaf - b) / α: no second run for e.
-            whole = (leaf.detach().double() - question.start.to(leaf.device).double()) / at.to(leaf.device)[:, None, None]
-            self.scores += torch.einsum("rnpd,npd->rp", gradients.double(), whole).cpu()
-        self.error = self.scores.sum(-1) - (high_value - low_value)
-
-    def cut(self, question: Question) -> list[_Piece]:
-        if self.low > 0:
-            inner = [self.low ** (1 - part) * self.high**part for part in (1 / 3, 2 / 3)]
-        else:
-            inner = [self.high / 16, self.high / 4] if self.high == 1 else [self.high / 256, self.high / 16]
-        bounds = [self.low, *inner, self.high]
-        values = [self.low_value, *question.of_path(torch.tensor(inner, dtype=torch.float64)), self.high_value]
-        return [_Piece(question, *bounds[i : i + 2], *values[i : i + 2]) for i in range(_CUTS)]
-
-
-def _nodes(low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gauss-Legendre nodes and weights on [low, high]: in α from 0, else in ln α, the scale on which a normed model changes. Each [node]"""
-    nodes, weights = np.polynomial.legendre.leggauss(_FIRST_NODES)
-    nodes, weights = (nodes + 1) / 2, weights / 2
-    if low == 0:
-        return torch.from_numpy(high * nodes), torch.from_numpy(high * weights)
-    shares = low * (high / low) ** nodes
-    return torch.from_numpy(shares), torch.from_numpy(shares * weights * np.log(high / low))
-
-
-def relative_error(scores: torch.Tensor, difference: torch.Tensor) -> np.ndarray:
-    """|Σ scores - difference| / |difference| of each row; 0 when both vanish."""
-    delta = (scores.double().sum(-1) - difference).abs()
-    return (delta / difference.abs().clamp_min(1e-30)).numpy()
 
 
 def occlusion(question: Question) -> torch.Tensor:

@@ -18,6 +18,8 @@ def _title(result: xr.Dataset) -> str:
     method = str(result.attrs["method"]).replace("_", " ")
     if "completeness" in result.attrs:
         method += f", off by {100 * float(result.attrs['completeness']):.2g} %"
+    if "note" in result.attrs:
+        method += ", not converged"
     return method
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad_vec
 
 from lensplorer.analyses.attribution import CAPTUM_METHODS, METHODS, UNSIGNED, attribute, attribution_matrix
 from lensplorer.analyses.question import baseline_embedding
@@ -75,6 +76,44 @@ def test_integrated_gradients_against_a_slow_loop(traced, name):
     expected = ((embeddings - start) * total).sum(-1)[0]
     found = attribute(trace, 3, baseline="mean", tolerance=1e-3).attribution
     np.testing.assert_allclose(found, expected, atol=2e-2 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-biases", "gemma2", "bloom"])
+def test_integrated_gradients_against_an_adaptive_quadrature(traced, name):
+    """Every score, not their sum alone, against scipy's, which takes the gradients one by one."""
+    trace = traced(name)
+    result = attribute(trace, 3)
+    embeddings = trace.embeddings.detach()
+    change = embeddings - baseline_embedding(trace, result.attrs["baseline"])
+
+    def slope(share):
+        hooks = [("hook_embed", lambda value, hook: embeddings - (1 - share) * change)]
+        run = run_model(trace.model, torch.tensor([IDS]), hooks=hooks, gradients=True)
+        return (torch.autograd.grad(run.logits[0, -1, 3], run.embeddings)[0] * change).sum(-1)[0].double().numpy()
+
+    expected, error = quad_vec(slope, 0, 1, epsrel=1e-4, limit=300)
+    assert error <= 1e-3 * abs(expected).max()
+    assert "note" not in result.attrs and result.attrs["error"] <= 0.01
+    np.testing.assert_allclose(result.attribution, expected, atol=4e-3 * abs(expected).max())
+
+
+@pytest.mark.parametrize(("bound", "steps"), [({"max_steps": 20}, 17), ({"max_seconds": 1e-9}, 9)])
+def test_integrated_gradients_that_are_stopped_say_so(traced, bound, steps):
+    result = attribute(traced("gpt2"), 3, tolerance=1e-9, **bound)
+    assert result.attrs["steps"] == steps
+    assert result.attrs["error"] > 1e-9
+    (option,) = bound
+    assert "have not converged" in result.attrs["note"] and f"({option})" in result.attrs["note"]
+    matrix = attribution_matrix(traced("gpt2"), -2, tolerance=1e-9, **bound)
+    assert "have not converged" in matrix.attrs["note"] and matrix.error.shape == (2,)
+
+
+def test_integrated_gradients_need_no_more_than_they_are_allowed(traced):
+    """A rougher tolerance takes fewer gradients, and what is found is within it."""
+    trace = traced("llama-biases")
+    fine, rough = (attribute(trace, 3, tolerance=tolerance) for tolerance in (1e-4, 0.05))
+    assert rough.attrs["steps"] < fine.attrs["steps"]
+    np.testing.assert_allclose(rough.attribution, fine.attribution, atol=0.05 * float(abs(fine.attribution).max()))
 
 
 # The norms of OPT and Gemma run in float32 whatever the model's dtype: their F has noise of 1e-7, which a step must outgrow.
@@ -174,6 +213,10 @@ def test_refusals(traced, tiny_model):
         attribute(trace, 3, objective="loss")
     with pytest.raises(AnalysisError, match="Unknown baseline 'noise'"):
         attribute(trace, 3, baseline="noise")
+    with pytest.raises(AnalysisError, match="max_seconds must be above 0, or None"):
+        attribute(trace, 3, max_seconds=0)
+    with pytest.raises(AnalysisError, match="max_steps must be at least 9, got 8"):
+        attribute(trace, 3, max_steps=8)
     with pytest.raises(TokenError, match="exactly one is expected"):
         attribute(trace, "the cat sat")
     with pytest.raises(TraceError, match="outside the prompt of 10 tokens"):

@@ -420,6 +420,31 @@ def test_a_long_panel_waits_for_a_word_tells_how_far_it_is_and_can_be_stopped(st
     assert panel_part(story.explorer, "attribution")["cost"] > 10  # another prompt, another question
 
 
+def test_the_estimate_of_integrated_gradients_is_in_gradients_of_such_a_model(story, monkeypatch):
+    """Learned positions hold the path together; without them a short prompt takes hundreds of gradients."""
+    story("set_control", panel="attribution", name="method", value="integrated gradients")
+    explorer = story.explorer
+    explorer.costs._per_token = 1.0
+    panel, settings = PANELS["attribution"], PANELS["attribution"].settings(explorer)
+    learned = explorer.cost(panel, settings)
+    monkeypatch.setattr(explorer.session.model.cfg, "positional_embedding_type", "rotary")
+    assert explorer.cost(panel, settings) == pytest.approx(10 * learned)
+    assert explorer.cost(panel, settings) >= 281 * len(explorer.ids)
+
+
+@pytest.mark.parametrize("name", ["attribution", "matrix"])
+def test_what_has_not_converged_is_said_and_not_drawn(story, monkeypatch, name):
+    """Unasked it gets a few seconds; what the person agrees to, all that it needs."""
+    story("set_control", panel=name, name="method", value="integrated gradients")
+    monkeypatch.setattr("lensplorer.dashboard.panels.attribution._UNASKED", 1e-9)
+    story.explorer.costs._per_token = 1e-9
+    part = panel_part(story.explorer, name)
+    assert part["figures"] == [] and "have not converged" in part["note"] and "max_seconds" in part["note"]
+    assert part["badge"]["level"] == "bad"
+    part = part_of(story, name)
+    assert len(part["figures"]) == 1 and "converged" not in part["note"] and part["badge"]["level"] == "good"
+
+
 def test_stop_ends_what_runs(story):
     with pytest.raises(Cancelled), story.explorer.costs.running("attribution", 1.0):
         story.explorer.costs.stop.set()

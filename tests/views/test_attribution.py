@@ -27,6 +27,8 @@ def test_bars_keep_their_sign_and_repeated_tokens():
     figure = rendered(bars)
     assert figure.title.text == "What speaks for ␠b over ␠c (integrated gradients, off by 0.4 %)"
     assert figure.xaxis[0].formatter.args["labels"] == ["␠a", "⏎", "␠a"]
+    unsure = draw(result.assign_attrs(note="Integrated gradients have not converged.", completeness=0.2))
+    assert rendered(unsure).title.text.endswith("off by 20 %, not converged)")
 
 
 def test_matrix_rows_stand_at_their_positions():

@@ -11,6 +11,7 @@ from lensplorer.analyses.attribution import GRADIENT_METHODS, METHODS, UNSIGNED,
 from lensplorer.analyses.faithfulness import attribution_agreement
 from lensplorer.analyses.question import OBJECTIVES
 from lensplorer.dashboard.asking import Call, Here, call
+from lensplorer.dashboard.costs import key_of
 from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, columns, completeness_badge, heat, symmetric
 from lensplorer.dashboard.panels.target import AGAINST, name_of, versus_of
 from lensplorer.linear import RULES
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 _ABOUT = "Σ attributions = F(input) − F(baseline): how far the sum misses, relative; good within 1 %."
 _ABOUT_LINEAR = "Σ tokens + positions + biases = the logit: how far the sum misses, relative."
 _NONE = "nothing"
-#: Passes of the model, forward and backward counted as three, that a method takes on a prompt of n tokens.
+_UNASKED = 3.0  # seconds after which integrated gradients stop where nobody has agreed to what they cost
+#: Passes of the model, forward and backward counted as three, that a method takes on a prompt of n tokens. Integrated gradients took 281 to 469
+#: gradients on SmolLM2 for 5 to 14 tokens; where learned positions hold the path together they take a tenth.
 _PASSES: dict[str, Callable[[float], float]] = {
     "saliency": lambda n: 3.0,
     "input_x_gradient": lambda n: 3.0,
     "input_x_gradient_norm": lambda n: 3.0,
     LINEAR: lambda n: 3.0,
-    "integrated_gradients": lambda n: 3.0 * 40,
+    "integrated_gradients": lambda n: min(3.0, n / 15) * 400,  # gradients run in batches, where short prompts take less than a run of their own
     "occlusion": lambda n: n,
     "attention": lambda n: 0.0,
     "rollout": lambda n: 0.0,
@@ -67,7 +70,14 @@ def _question(explorer: Explorer, settings: Settings, method: str) -> Call:
     objective = "logit" if _is_linear(settings) else settings["of"]
     versus = versus_of(explorer, settings, explorer.aim)
     options = {**_options(settings, method), "versus": versus, "objective": objective, "position": explorer.position}
+    options |= _bound(explorer, "attribution", settings, method)
     return call(attribute, Here(gradients=method in GRADIENT_METHODS), explorer.aim, **options)
+
+
+def _bound(explorer: Explorer, panel: str, settings: Settings, method: str) -> dict[str, float]:
+    """The seconds that a method without an end of its own gets: a few, unless the person has agreed to the estimate."""
+    asked = explorer.costs.is_granted(key_of(panel, dict(settings)))
+    return {"max_seconds": _UNASKED} if method == "integrated_gradients" and not asked else {}
 
 
 def _badge(result: Any) -> dict[str, str] | None:
@@ -111,21 +121,27 @@ def _build(explorer: Explorer, settings: Settings) -> Picture:
     methods = _methods(settings)
     questions = [_question(explorer, settings, method) for method in methods]
     results = [explorer.ask(question) for question in questions]
-    notes = [_rest(result) for result in results]
-    if len(results) == 2 and methods[0] != methods[1]:
+    notes = [result.attrs.get("note") or _rest(result) for result in results]
+    sure = ["note" not in result.attrs for result in results]  # the sentence stands in place of a picture that looks as sure as any other
+    if len(results) == 2 and methods[0] != methods[1] and all(sure):
         agreement = explorer(attribution_agreement, tuple(questions))
         notes.append(f"Rank correlation of the two: {float(agreement.rank_correlation.values[0, 1]):.2f}.")
     about = name_of(explorer, explorer.aim, versus_of(explorer, settings, explorer.aim))
     return {
-        "figures": [_figure(explorer, result, method) for result, method in zip(results, methods)],
+        "figures": [_figure(explorer, result, method) for result, method, shown in zip(results, methods, sure) if shown],
         "title": f"Attribution ({', '.join(map(words, methods))}) of {about}",
         "badge": next((found for found in map(_badge, results) if found), None),
         "note": " ".join(filter(None, notes)),
     }
 
 
+def _passes(explorer: Explorer, method: str) -> float:
+    smooth = method == "integrated_gradients" and explorer.need_session().model.cfg.positional_embedding_type == "standard"
+    return _PASSES[method](len(explorer.ids)) / (10 if smooth else 1)
+
+
 def _seconds(explorer: Explorer, settings: Settings) -> float:
-    return sum(_PASSES[method](len(explorer.ids)) for method in _methods(settings)) * explorer.forward_seconds
+    return sum(_passes(explorer, method) for method in _methods(settings)) * explorer.forward_seconds
 
 
 ATTRIBUTION = Panel(
@@ -151,7 +167,10 @@ def _matrix(explorer: Explorer, settings: Settings) -> Picture:
     if start >= len(session.ids):
         return {"figures": [], "note": "Append tokens (→ or space): each generated token becomes a row here."}
     method = _LABELS[settings["method"]]
-    result = explorer.ask(call(attribution_matrix, Here(gradients=method in GRADIENT_METHODS), start, **_options(settings, method)))
+    options = {**_options(settings, method), **_bound(explorer, "matrix", settings, method)}
+    result = explorer.ask(call(attribution_matrix, Here(gradients=method in GRADIENT_METHODS), start, **options))
+    if "note" in result.attrs:
+        return {"figures": [], "note": result.attrs["note"], "badge": _badge(result)}
     values = result.attribution.values.astype(float)
     tokens = explorer.shown_tokens()
     keep = [s for s in range(values.shape[1]) if not (settings["no_special"] and session.ids[s] in explorer.special_ids())]
@@ -184,7 +203,7 @@ def _matrix(explorer: Explorer, settings: Settings) -> Picture:
 def _matrix_seconds(explorer: Explorer, settings: Settings) -> float:
     n = len(explorer.ids)
     rows = max(0, n - max(1, explorer.need_session().state.prompt.n_given))
-    return _PASSES[_LABELS[settings["method"]]](n) * rows * explorer.forward_seconds
+    return _passes(explorer, _LABELS[settings["method"]]) * rows * explorer.forward_seconds
 
 
 MATRIX = Panel(
