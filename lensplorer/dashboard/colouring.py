@@ -14,7 +14,7 @@ import numpy as np
 
 from lensplorer.dashboard.asking import Dictionary
 from lensplorer.errors import SAEError
-from lensplorer.running import LINEAR
+from lensplorer.linear import LINEAR
 from lensplorer.tokens import visible
 
 

@@ -30,7 +30,6 @@ OPTIONS = {
         {"target": " a", "method": "linear", "rule": "half"},
     ],
     "attribution_matrix": [{"start": 1, "method": "occlusion"}, {"start": 1, "method": "input_x_gradient"}],
-    "component_attribution": [{"target": " a"}, {"target": {"predicted": True}, "unit": "head"}],
     "verify_by_ablation": [{"target": " a"}],
     "next_token": [{"k": 5}],
     "logit_lens": [{"tokens": [" a", " the"], "top_k": 2}, {}],

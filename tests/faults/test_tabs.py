@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +16,8 @@ from lensplorer.dashboard import keeping
 from lensplorer.dashboard.options import Options
 from lensplorer.dashboard.page import Desk
 from lensplorer.errors import ModelError
+from tests.faults.children import ended_well, event, hold, in_a_child
 from tests.faults.conftest import KEY, PROMPT
-from tests.faults.test_writing import ended_well, in_a_child
 
 
 class Opened:
@@ -133,25 +131,19 @@ def test_a_closed_page_gives_its_key_up_with_all_that_was_typed(opened):
     assert second.desk._tab == KEY and second.ids == first.ids
 
 
-def test_the_key_of_a_page_in_another_process_is_not_taken(opened):
+def test_the_key_of_a_page_in_another_process_is_not_taken(opened, tmp_path):
     first = opened()
     first.send("append")
     first.close()
-    reading, writing = os.pipe()
-
-    def hold() -> None:
-        held = keeping.hold(KEY)
-        os.write(writing, b"1" if held else b"0")
-        time.sleep(60)
-
-    child = in_a_child(hold)
-    assert os.read(reading, 1) == b"1"
+    held = event()
+    child = in_a_child(hold, tmp_path, KEY, held)
+    assert held.wait(120)
     second = opened()
     assert second.desk._tab not in (KEY, "") and second.ids == first.ids == kept(second.desk._tab)
     second.send("append")
     second.rest()
     assert kept(KEY) == first.ids and kept(second.desk._tab) == second.ids
-    os.kill(child, signal.SIGKILL)
+    child.kill()
     assert not ended_well(child)
     third = opened()
     assert third.desk._tab == KEY, "a process that was killed holds nothing"

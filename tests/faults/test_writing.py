@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -22,27 +20,11 @@ from lensplorer.sampling.grammars import Constraint
 from lensplorer.sampling.params import DecodingParams
 from lensplorer.session import Session
 from lensplorer.sessionfile import write_session
+from tests.faults.children import ended_well, go_on_with_a_full_disk, in_a_child, keep_saving, save_forty_times, save_on_a_full_disk
 from tests.faults.conftest import KEY, PROMPT
 from tests.tiny import D_VOCAB
 
 HALF = "\ud800"
-
-
-def in_a_child(work: Callable[[], Any]) -> int:
-    """Run ``work`` in a process of its own; returns its id. It ends with 0 if nothing was raised."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return child
-
-
-def ended_well(child: int) -> bool:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def whole(path: Path) -> dict[str, Any]:
@@ -58,14 +40,9 @@ def test_twenty_kills_while_saving_leave_a_whole_file(tmp_path):
     number = 0
     write_session(path, {"number": number})
     for _ in range(20):
-
-        def keep_saving(after: int = number) -> None:
-            for following in range(after + 1, after + 10_000):
-                write_session(path, {"number": following, "text": "x" * 200_000})
-
-        child = in_a_child(keep_saving)
-        time.sleep(moments.uniform(0.0, 0.1))
-        os.kill(child, signal.SIGKILL)
+        child = in_a_child(keep_saving, path, number)
+        time.sleep(moments.uniform(0.0, 0.2))
+        child.kill()
         assert not ended_well(child)
         found = whole(path)
         assert found["number"] >= number
@@ -92,31 +69,15 @@ def test_what_a_killed_page_left_is_taken_away(page):
 def test_a_full_disk_keeps_the_old_file(tmp_path):
     path = tmp_path / "session.json"
     write_session(path, {"number": 1})
-
-    def save_on_a_full_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
-        with pytest.raises(SessionError, match="cannot be written"):
-            write_session(path, {"number": 2, "text": "x" * 200_000})
-
-    assert ended_well(in_a_child(save_on_a_full_disk))
+    assert ended_well(in_a_child(save_on_a_full_disk, path))
     assert whole(path) == {"number": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_page_on_a_full_disk_says_so_and_goes_on(page):
+def test_a_page_on_a_full_disk_says_so_and_goes_on(page, home, tiny_folder):
     keeping.autosave(page.explorer, KEY)
     before = whole(keeping.autosaved(KEY))
-
-    def go_on() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
-        page("save")
-        assert "cannot be written" in page.message
-        with pytest.raises(SessionError):
-            keeping.autosave(page.explorer, KEY)
-        page("pop")
-        assert page.message == ""
-
-    assert ended_well(in_a_child(go_on))
+    assert ended_well(in_a_child(go_on_with_a_full_disk, tiny_folder("gpt2"), home, KEY, fresh=True))
     assert whole(keeping.autosaved(KEY)) == before
     assert not list(keeping.folder("sessions").iterdir())
 
@@ -150,11 +111,7 @@ def test_two_processes_that_write_one_file_leave_it_whole(tmp_path):
     path = tmp_path / "session.json"
     write_session(path, {"who": "nobody", "text": "nobody" * 30_000})
 
-    def save(who: str) -> None:
-        for _ in range(40):
-            write_session(path, {"who": who, "text": who * 30_000})
-
-    children = [in_a_child(lambda who=who: save(who)) for who in ("one", "other")]
+    children = [in_a_child(save_forty_times, path, who) for who in ("one", "other")]
     for _ in range(200):
         found = whole(path)
         assert found["text"] == found["who"] * 30_000

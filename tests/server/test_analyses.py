@@ -59,10 +59,6 @@ CASES = {
     "head_scores": ({"batch": 2, "length": 12, "prompt": None}, lambda t: lp.head_scores(t.model, batch=2, length=12)),
     "head_clusters": ({"n_clusters": 1, "position": 0}, lambda t: lp.head_clusters(t, n_clusters=1, position=0)),  # no UMAP: it takes long
     "attribute": ({"target": " Paris", "method": "saliency"}, lambda t: attributed(t, "saliency")),
-    "component_attribution": (
-        {"target": " Paris", "versus": " Oslo", "unit": "head", "rule": "half"},
-        lambda t: lp.component_attribution(t, " Paris", versus=" Oslo", unit="head", rule="half"),
-    ),
     "attribution_matrix": ({"start": 3, "method": "occlusion"}, lambda t: lp.attribution_matrix(t, 3, method="occlusion")),
     "faithfulness_curves": (
         {"attribution": {"target": " Paris", "method": "input_x_gradient"}, "n_random": 2},

@@ -14,8 +14,7 @@ from lensplorer.dashboard.asking import Call, Here, call
 from lensplorer.dashboard.costs import key_of
 from lensplorer.dashboard.panels.base import Control, Panel, Picture, Settings, columns, completeness_badge, heat, symmetric
 from lensplorer.dashboard.panels.target import AGAINST, name_of, versus_of
-from lensplorer.linear import RULES
-from lensplorer.running import LINEAR
+from lensplorer.linear import LINEAR, RULES
 
 if TYPE_CHECKING:
     from lensplorer.dashboard.explorer import Explorer
