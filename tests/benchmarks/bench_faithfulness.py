@@ -1,6 +1,7 @@
 """Every attribution method on prompts whose answers are known: which one finds the tokens that the prediction rests on, and what it costs.
 
-    python tests/benchmarks/bench_faithfulness.py [--model storyworld] [--prompts 100] [--minutes 0] [--bound 20] [--methods NAME ...] [--threads 1]
+    python tests/benchmarks/bench_faithfulness.py [--model storyworld] [--prompts 100] [--minutes 0] [--bound 20] [--methods NAME ...]
+        [--removed-to mean] [--threads 1]
 
 F is the logit of the right answer minus that of a wrong one. Tokens are replaced by the baseline in the order of their scores (deletion), and put
 back in that order (insertion); an area is the mean of F along the curve, in logits: a faithful method has a small one under deletion and a large
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lensplorer as lp
 from lensplorer.analyses.attribution import GRADIENT_METHODS
+from lensplorer.analyses.question import BASELINES
 from lensplorer.errors import TokenError
 from lensplorer.storyworld import cases
 
@@ -99,7 +101,9 @@ def known_by(model: lp.LensModel, prompts: Iterator[Known]) -> Iterator[tuple[lp
             yield trace, right, wrong
 
 
-def measure(trace: lp.Trace, right: int, wrong: int, methods: list[str], bound: float) -> dict[str, tuple[float, float, float, float]]:
+def measure(
+    trace: lp.Trace, right: int, wrong: int, methods: list[str], bound: float, removed_to: str | None
+) -> dict[str, tuple[float, float, float, float]]:
     """Deletion area, insertion area, seconds and completeness of each method; NaN where it has none."""
     found = {}
     for name in methods:
@@ -111,9 +115,9 @@ def measure(trace: lp.Trace, right: int, wrong: int, methods: list[str], bound: 
         own = lp.run_trace(trace.model, trace.tokens.tolist(), reads=[], gradients=True) if options["method"] in GRADIENT_METHODS else trace
         scores = lp.attribute(own, right, versus=wrong, **options)
         took = time.perf_counter() - start
-        curves = lp.faithfulness_curves(trace, scores, n_random=0)
+        curves = lp.faithfulness_curves(trace, scores, n_random=0, baseline=removed_to)
         found[name] = (curves.attrs["deletion_area"], curves.attrs["insertion_area"], took, float(scores.attrs.get("completeness", np.nan)))
-    curves = lp.faithfulness_curves(trace, scores, n_random=8)
+    curves = lp.faithfulness_curves(trace, scores, n_random=8, baseline=removed_to)
     found["random order"] = (curves.attrs["random_deletion_area"], curves.attrs["random_insertion_area"], np.nan, np.nan)
     return found
 
@@ -125,6 +129,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0, help="end after so many; 0: do not")
     parser.add_argument("--bound", type=float, default=20, help="max_seconds of integrated gradients")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
+    parser.add_argument("--removed-to", choices=BASELINES, help="what removed tokens become; default: the methods' own baseline")
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
     if options.threads:
@@ -133,9 +138,10 @@ def main() -> None:
     model = lp.load_model(options.model)
     prompts = storyworld_prompts() if lp.model_info(model).name == "storyworld" else general_prompts()
     until = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    methods = ["linear, gate", *(name for name in options.methods if name != "linear, gate")]
     rows = []
     for trace, right, wrong in islice(known_by(model, prompts), options.prompts):
-        rows.append(measure(trace, right, wrong, ["linear, gate", *(name for name in options.methods if name != "linear, gate")], options.bound))
+        rows.append(measure(trace, right, wrong, methods, options.bound, options.removed_to))
         if time.monotonic() > until:
             break
     show(options.model, rows)
