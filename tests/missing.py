@@ -1,4 +1,4 @@
-"""What a test needs and a machine may lack: without it the test is skipped, loudly; under CI=true it fails."""
+"""What a test needs and a machine may lack: without it the test is skipped, loudly; under CI=true it fails, unless no such machine has it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 SKIPPED: dict[str, str] = {}
 
 
-def missing(what: str, skipped: str) -> NoReturn:
-    """End the test, or the fixture, that cannot do without it."""
-    if os.environ.get("CI") == "true":
+def missing(what: str, skipped: str, *, in_ci: bool = True) -> NoReturn:
+    """End the test, or the fixture, that cannot do without it; ``in_ci``: whether it is looked for under CI=true too."""
+    if in_ci and os.environ.get("CI") == "true":
         pytest.fail(what)
     SKIPPED[what] = skipped
     pytest.skip(what)

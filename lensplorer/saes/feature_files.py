@@ -152,7 +152,7 @@ class _Reader:
     def _lines(self, file: Path) -> Iterator[bytes]:
         """The lines of a file, unpacked, as long as all files together are within the bound."""
         try:
-            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as opened:
                 while line := opened.readline(self.left + 1):
                     self.left -= len(line)
                     if self.left < 0:
