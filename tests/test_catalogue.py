@@ -25,7 +25,7 @@ def test_the_environment_names_the_default(monkeypatch):
 
 def test_a_folder_without_config_is_no_model_and_nothing_is_said_of_its_files(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ModelError, match=r"no model") as refused:
+    with pytest.raises(ModelError, match=r"has no config\.json") as refused:
         find_model(str(tmp_path))
     assert "notes" not in str(refused.value)
 
