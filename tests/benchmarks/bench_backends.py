@@ -25,24 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script:
 import lensplorer as lp
 from lensplorer.kvcache import WorkingCache
 from lensplorer.trace import resolve_reads, run_model
-from tests import tiny
+from tests.benchmarks import shapes
 
 CHUNK = 500  # tokens of the prompt at once: attention of all to all is not what is measured
-
-
-def build(shape: str, folder: Path) -> Path:
-    """A random model of a public one's shape."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    if shape == "gpt2":
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
-    else:
-        heads = dict(num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=30)
-        sizes = dict(hidden_size=576, intermediate_size=1536, vocab_size=49152, max_position_embeddings=8192)
-        LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **heads, **sizes)).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return folder
 
 
 def measure(models: dict[str, Any], plain: Any, n_tokens: int, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
@@ -77,7 +62,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", choices=["gpt2", "smollm2"], default=["gpt2", "smollm2"])
+    parser.add_argument("--shape", nargs="+", choices=list(shapes.SHAPES), default=["gpt2", "smollm2"])
     parser.add_argument("--model", type=Path, help="a folder in Hugging Face's format, instead of the shapes")
     parser.add_argument("--tokens", type=int, nargs="+", default=[128, 1000])
     parser.add_argument("--rounds", type=int, default=15)
@@ -90,7 +75,9 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, {'processor' if options.cpu else 'clock'} time, medians in ms; lensplorer {lp.__version__}")
     for shape in [options.model] if options.model else options.shape:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = str(options.model or build(shape, Path(scratch)))
+            folder = str(options.model or scratch)
+            if not options.model:
+                shapes.save(shapes.plain_model(shape), Path(scratch))
             plain = AutoModelForCausalLM.from_pretrained(folder).eval()
             models = {backend: lp.load_model(folder, backend=backend) for backend in ("hooked", "bridge")}
         for n_tokens in options.tokens:

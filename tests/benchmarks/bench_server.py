@@ -1,7 +1,7 @@
 """Fifty clients at once on a live server, of which half leave early: what the others see, and whether memory stays where it is.
 
     python tests/benchmarks/bench_server.py --seconds 60
-    python tests/benchmarks/bench_server.py --seconds 60 --model .models/SmolLM2-135M-Instruct.Q4_1.gguf
+    python tests/benchmarks/bench_server.py --seconds 60 [--shape smollm2 | --model .models/SmolLM2-135M-Instruct.Q4_1.gguf]
 
 First one client alone: previews, steps and lenses of short prompts, on an idle server. Then the same beside a long analysis, which yields between
 two runs of the model: so the run under way is waited for, and no more. Then 24 of the clients do as the first, with a second between an answer and
@@ -19,6 +19,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script: the shapes are in tests
+
+from tests.benchmarks import shapes
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("Once upon a time", "The capital of France is", "When Mary and John went to the shop, John gave a book to", "Half of 48 is")
@@ -176,11 +181,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--model", default="storyworld")
+    shapes.shape_argument(parser, default=None)
+    parser.add_argument("--model", default="storyworld", help="the model where no shape is given")
     parser.add_argument("--sentences", type=int, default=16, help="of the long prompts, each of 15 tokens or more")
     given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if given.shape:
+            shapes.save(shapes.plain_model(given.shape), Path(folder))
+        bench(given, folder if given.shape else given.model)
+
+
+def bench(given: argparse.Namespace, model: str) -> None:
+    """One client, then all of them.
+
+    Raises:
+        SystemExit: an answer was neither 200 nor 429.
+    """
     staying: list[Callable[..., Any]] = [stay] * (given.clients - given.clients // 2 - 1)
-    process, url = start(given.model)
+    process, url = start(model)
     try:
         idle = asyncio.run(alone(url, given.seconds, given.sentences, beside_long=False))
         print(f"short requests, idle server:          {milliseconds(idle)}", flush=True)
