@@ -92,6 +92,7 @@ def right(things) -> dict[str, list[Any]]:
         "confirm_patching": [estimate, trace, other, (" a", " the")],
         "DecodingParams": [0.7, 0, 0.8, 0.0, 1.0, 0.0, 0.0, False, 0, ()],
         "Constraint": ["regex", "[a-z]+"],
+        "Reading": ["blocks.0.hook_mlp_out", trace["blocks.0.hook_mlp_out"][-1], -1, None],
         "attributions": [trace, matrix],
         "export_table": [things["scores"], "/nowhere/at/all.csv"],
         "export_figure": [things["scores"], "/nowhere/at/all.html"],
@@ -110,7 +111,7 @@ def right(things) -> dict[str, list[Any]]:
 def test_the_wrong_kind_is_told_what_is_wanted(name, parameter, things, right):
     """A kind that the annotation excludes is refused by the name of the parameter; one that it admits may be wrong in another way, said likewise."""
     function, at = getattr(lp, name), placed(name).index(parameter)
-    options = {"analyses": ["token_scores"]} if name == "run_batch" else {}
+    options = {"run_batch": {"analyses": ["token_scores"]}, "qk_attribution": {"layer": 1, "head": 0, "source": 0}}.get(name, {})
     annotation = inspect.signature(function).parameters[parameter].annotation
     kinds = _kinds_of(annotation)
     assert kinds is not None, f"{name}: nothing is known of {annotation!r}"

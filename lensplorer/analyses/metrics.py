@@ -38,6 +38,7 @@ class Metric:
     position: int = -1
 
 
+@expects
 @dataclass(frozen=True, eq=False)
 class Reading:
     """An activation along a direction: a head's output, what a probe reads, an SAE feature before its activation function.
